@@ -1,0 +1,226 @@
+"""The recursion: `scale_by_rms` and its state. The update rule stands here, once."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from . import _checks, storage
+from .decay import constant, debiased
+
+
+class ScaleByRmsState(NamedTuple):
+    """State of `scale_by_rms`, the same for every option.
+
+    Attributes:
+      count: how many updates were done, an int32 scalar.
+      nu: the moving average of |g|², or of the squared deviation from `mu` where
+        centred: a real array for each parameter, of its shape.
+      mu: the moving average of g where centred, otherwise None (an empty tree).
+    """
+
+    count: jax.Array
+    nu: optax.Updates
+    mu: optax.Updates | None
+
+
+@_checks.factory
+def scale_by_rms(
+    decay: jax.typing.ArrayLike | Callable[[Any], Any] = 0.9,
+    eps: jax.typing.ArrayLike = 1e-8,
+    initial_scale: jax.typing.ArrayLike = 0.0,
+    eps_in_sqrt: bool = True,
+    bias_correction: bool = False,
+    *,
+    centered: bool = False,
+    skip_nonfinite: bool = False,
+    nu_dtype: Any = None,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformation:
+    r"""Divides each gradient by a moving root mean square of its own history.
+
+    .. math::
+      \delta_t &= g_t - \mu_{t-1} \\
+      \mu_t &= \mu_{t-1} + (1 - \rho_t) \, \delta_t
+        \qquad \text{where centred, otherwise } \mu \equiv 0 \\
+      \nu_t &= \rho_t \, \nu_{t-1} + (1 - \rho_t) \, \delta_t \, (g_t - \mu_t) \\
+      u_t &= g_t / (\sqrt{\nu_t + \epsilon_\text{root}} + \epsilon)
+
+    The arithmetic is in float32, or in float64 where gradients or accumulators are;
+    the update has the gradient's dtype. Complex gradients use the squared modulus. A
+    gradient of None leaves its accumulators as they are.
+
+    Args:
+      decay: how much of the average a step keeps: a number in [0, 1), or a schedule,
+        a function of the number of updates done (`rmsprop_jax.decay` has some).
+      eps: keeps the division from zero, at least 0: in units of the gradient, or of
+        its square where `eps_in_sqrt`.
+      initial_scale: the initial value of `nu`, at least 0 (TF1 starts at 1).
+      eps_in_sqrt: whether `eps` is added inside the square root or outside.
+      bias_correction: whether to use the average of the gradients seen, without the
+        initial value: short for ``decay=rmsprop_jax.decay.debiased(decay)``.
+      centered: whether to divide by the standard deviation instead. The variance is
+        itself the state, so it is never negative. Where it falls under the rounding
+        error of the squared mean, that error stands in, so that constant gradients
+        do not explode; after a first step with rho = 0 the squared mean itself does,
+        one gradient having no variance.
+      skip_nonfinite: whether an element whose gradient is not finite, or overflows
+        when squared, counts as no information: its accumulators stay, its update is 0.
+        Otherwise it makes that element's `nu` infinite or NaN for good.
+      nu_dtype: the dtype of `nu`, float32 or float64; by default float32, and float64
+        for float64 and complex128 parameters.
+      mu_dtype: the dtype of `mu`, likewise; the complex dtype of that precision for
+        complex parameters.
+
+    Returns:
+      An `optax.GradientTransformation` whose state is a `ScaleByRmsState`. Its
+      updates are not yet scaled by a learning rate, and not negated.
+
+    Raises:
+      ValueError: for a number out of its range, or gradients whose tree or shapes are
+        not those of the parameters.
+      TypeError: for an unknown keyword, an argument of the wrong kind, an integer
+        leaf.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from rmsprop_jax import scale_by_rms
+      >>> tx = optax.chain(scale_by_rms(decay=0.9), optax.scale(-0.01))
+      >>> params = {"w": jnp.ones(3, jnp.bfloat16)}
+      >>> state = tx.init(params)
+      >>> grads = {"w": jnp.asarray([1e-2, 1.0, 1e2], jnp.bfloat16)}
+      >>> updates, state = tx.update(grads, state)
+      >>> print(updates["w"])  # the scale of the gradient is gone
+      [-0.0314941 -0.0314941 -0.0314941]
+      >>> print(state[0].nu["w"].dtype)
+      float32
+
+    References:
+      Tieleman and Hinton, Lecture 6.5 - rmsprop, COURSERA: Neural Networks for Machine
+      Learning, 2012; centred: Graves, Generating Sequences With Recurrent Neural
+      Networks, 2013 (https://arxiv.org/abs/1308.0850). The arguments are those of
+      `optax.scale_by_rms` in Optax 0.2.8; those after ``*`` are ours.
+    """
+    schedule = _decay_schedule(decay, bias_correction)
+    _checks.number("eps", eps, "finite and at least 0")
+    _checks.number("initial_scale", initial_scale, "finite and at least 0")
+    _checks.flag("eps_in_sqrt", eps_in_sqrt)
+    _checks.flag("centered", centered)
+    _checks.flag("skip_nonfinite", skip_nonfinite)
+    nu_dtype = storage.accumulator_dtype("nu_dtype", nu_dtype)
+    mu_dtype = storage.accumulator_dtype("mu_dtype", mu_dtype)
+    if mu_dtype is not None and not centered:
+        raise ValueError("`mu_dtype` needs `centered=True`: otherwise there is no mu.")
+    eps_root, eps = (eps, 0.0) if eps_in_sqrt else (0.0, eps)
+
+    def init(params: optax.Params) -> ScaleByRmsState:
+        _checks.floating_leaves("params", params)
+        nu = partial(storage.full, value=initial_scale, dtype=nu_dtype, real=True)
+        mu = partial(storage.full, value=0, dtype=mu_dtype)
+        return ScaleByRmsState(
+            count=jnp.zeros((), jnp.int32),
+            nu=jax.tree.map(nu, params),
+            mu=jax.tree.map(mu, params) if centered else None,
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: ScaleByRmsState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, ScaleByRmsState]:
+        del params
+        _checks.floating_leaves("gradients", updates)
+        _checks.same_tree("gradients", updates, "state's nu", state.nu)
+        step = partial(
+            _update_leaf, schedule(state.count), eps_root, eps, skip_nonfinite
+        )
+        # None is a leaf here: a parameter without a gradient.
+        grads, treedef = jax.tree.flatten(updates, is_leaf=lambda leaf: leaf is None)
+        nus = treedef.flatten_up_to(state.nu)
+        mus = treedef.flatten_up_to(state.mu) if centered else [None] * len(nus)
+        leaves = [step(*leaf) for leaf in zip(grads, nus, mus, strict=True)]
+        us, nus, mus = zip(*leaves, strict=True) if leaves else ((), (), ())
+        return treedef.unflatten(us), ScaleByRmsState(
+            count=optax.safe_increment(state.count),
+            nu=treedef.unflatten(nus),
+            mu=treedef.unflatten(mus) if centered else None,
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+def _decay_schedule(decay: Any, bias_correction: Any) -> Callable[[Any], Any]:
+    _checks.number("decay", decay, "in [0, 1)", or_schedule=True)
+    _checks.flag("bias_correction", bias_correction)
+    if not callable(decay):
+        return debiased(decay) if bias_correction else constant(decay)
+    if bias_correction:
+        raise ValueError(
+            "`bias_correction` needs `decay` to be a number, got a schedule: bias "
+            "correction is itself the schedule rmsprop_jax.decay.debiased(number)."
+        )
+    return decay
+
+
+def _update_leaf(
+    rho: Any, eps_root: Any, eps: Any, skip_nonfinite: bool, g: Any, nu: Any, mu: Any
+) -> tuple[Any, Any, Any]:
+    """Returns the update of one leaf, and its accumulators, as they are stored."""
+    if g is None:
+        return None, nu, mu
+    real = storage.arithmetic_dtype(g, nu)
+    u, new_nu, new_mu = _recursion(
+        jnp.asarray(g, storage.like(g, real)),
+        storage.read(nu, real),
+        None if mu is None else storage.read(mu, real),
+        keep=jnp.asarray(rho, real),
+        take=jnp.asarray(1 - rho, real),  # before rounding: a float's 1 - rho is exact
+        eps_root=jnp.asarray(eps_root, real),
+        eps=jnp.asarray(eps, real),
+        skip_nonfinite=skip_nonfinite,
+    )
+    return (
+        u.astype(jnp.result_type(g)),
+        storage.write(new_nu, nu),
+        None if mu is None else storage.write(new_mu, mu),
+    )
+
+
+def _recursion(
+    g: jax.Array,
+    nu: jax.Array,
+    mu: jax.Array | None,
+    *,
+    keep: jax.Array,
+    take: jax.Array,
+    eps_root: jax.Array,
+    eps: jax.Array,
+    skip_nonfinite: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The equation in the docstring of `scale_by_rms`, in one precision throughout."""
+    delta = g if mu is None else g - mu
+    if skip_nonfinite:  # a gradient without deviation, all of the history kept
+        known = jnp.isfinite(_square(delta))
+        g, delta = jnp.where(known, g, 0), jnp.where(known, delta, 0)
+        keep = jnp.where(known, keep, 1)
+    if mu is None:
+        nu = variance = keep * nu + take * _square(delta)
+    else:
+        mu = mu + take.astype(mu.dtype) * delta
+        # g_t - mu_t is rho delta_t; so written, nu cannot be negative.
+        nu = keep * nu + take * keep * _square(delta)
+        floor = jnp.where(keep > 0, jnp.finfo(nu.dtype).eps, 1) * _square(mu)
+        variance = jnp.maximum(nu, floor)
+    # The smallest normal number: 0 / 0 is then 0, and so is its derivative.
+    tiny = jnp.finfo(nu.dtype).tiny
+    root = jnp.sqrt(jnp.maximum(variance + eps_root, tiny))
+    return g / (root + eps).astype(g.dtype), nu, mu
+
+
+def _square(x: jax.Array) -> jax.Array:
+    """|x|², real also where x is complex."""
+    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else x * x

@@ -1,0 +1,110 @@
+"""Decay schedules: how much of the moving average each step keeps.
+
+A schedule is any function of the number of updates done (an int32 scalar, 0 at the
+first update, as everywhere in Optax) that returns rho_t in [0, 1). Whatever rho_1 = 0
+makes the average forget its initial value; bias correction is no more than that.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from . import _checks
+
+Schedule = Callable[[Any], Any]
+
+
+def constant(value: jax.typing.ArrayLike) -> Schedule:
+    r"""The same decay at every step, rho_t = rho.
+
+    Args:
+      value: the decay rho, a number in [0, 1).
+
+    Returns:
+      The schedule, a function of the step count.
+
+    Raises:
+      ValueError: if `value` is outside [0, 1).
+
+    Example:
+      >>> from rmsprop_jax import decay
+      >>> decay.constant(0.9)(7)
+      0.9
+    """
+    _checks.number("decay", value, "in [0, 1)")
+    if hasattr(value, "dtype"):  # 1 - rho must not be rounded to 8 bits
+        value = jnp.asarray(value, jnp.promote_types(value.dtype, jnp.float32))
+    return lambda count: value
+
+
+def debiased(value: jax.typing.ArrayLike) -> Schedule:
+    r"""The decay that makes the moving average unbiased from the first step on.
+
+    .. math:: \rho_t = \rho \, \frac{1 - \rho^{t-1}}{1 - \rho^t}
+
+    A recursion with this decay is the average of the gradients seen, with weights
+    proportional to rho^(t-s): what bias correction computes, with nothing left of the
+    initial value, whatever it was, because rho_1 = 0.
+
+    Args:
+      value: the decay rho that it tends to, a number in [0, 1).
+
+    Returns:
+      The schedule, a function of the step count t - 1.
+
+    Raises:
+      ValueError: if `value` is outside [0, 1).
+
+    Example:
+      >>> from rmsprop_jax import decay
+      >>> [round(float(decay.debiased(0.9)(count)), 4) for count in (0, 1, 2, 1000)]
+      [0.0, 0.4737, 0.631, 0.9]
+
+    References:
+      Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015, section 3
+      (https://arxiv.org/abs/1412.6980).
+    """
+    _checks.number("decay", value, "in [0, 1)")
+
+    def schedule(count: Any) -> jax.Array:
+        done = jnp.asarray(count, float)
+        rho = jnp.asarray(value, done.dtype)
+        # expm1, because 1 - 0.999 in float32 has lost four digits.
+        log = jnp.log(jnp.maximum(rho, jnp.finfo(done.dtype).tiny))
+        return rho * jnp.expm1(done * log) / jnp.expm1((done + 1) * log)
+
+    return schedule
+
+
+def power(exponent: jax.typing.ArrayLike = 0.8) -> Schedule:
+    r"""Adafactor's decay, an average over a window that grows with the run.
+
+    .. math:: \rho_t = 1 - t^{-\mathrm{exponent}}
+
+    Args:
+      exponent: how fast the window grows, greater than 0; 1 averages over all steps.
+
+    Returns:
+      The schedule, a function of the step count t - 1.
+
+    Raises:
+      ValueError: if `exponent` is not greater than 0.
+
+    Example:
+      >>> from rmsprop_jax import decay
+      >>> [round(float(decay.power(0.8)(count)), 4) for count in (0, 1, 1000)]
+      [0.0, 0.4257, 0.996]
+
+    References:
+      Shazeer and Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost,
+      2018, section 7.2 (https://arxiv.org/abs/1804.04235).
+    """
+    _checks.number("exponent", exponent, "finite and greater than 0")
+
+    def schedule(count: Any) -> jax.Array:
+        step = jnp.asarray(count, float) + 1
+        return -jnp.expm1(-jnp.asarray(exponent, step.dtype) * jnp.log(step))
+
+    return schedule

@@ -1,0 +1,85 @@
+"""How an accumulator of a given dtype is made, read and written.
+
+The arithmetic is in float32, or in float64 where the gradients or the accumulator are;
+an accumulator is stored in the dtype that the caller asks for, by default that of the
+arithmetic. Everything that depends on the stored form stands here.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_ACCEPTED = ("float32", "float64")
+
+
+def accumulator_dtype(name: str, dtype: Any) -> jnp.dtype | None:
+    """Returns `dtype` as a dtype, or None where it is None (the arithmetic's own).
+
+    Args:
+      name: the argument's name, for the error.
+      dtype: float32, float64 or None.
+
+    Raises:
+      TypeError: for a dtype that no accumulator can have here.
+      ValueError: for float64 while JAX has 64-bit types switched off.
+    """
+    if dtype is None:
+        return None
+    try:
+        dtype = jnp.dtype(dtype)
+    except TypeError:
+        raise TypeError(
+            f"`{name}` must be a dtype ({', '.join(_ACCEPTED)}) or None, got {dtype!r}."
+        ) from None
+    if dtype.name not in _ACCEPTED:
+        raise TypeError(
+            f"`{name}` is {dtype.name}; accepted are {', '.join(_ACCEPTED)}. Narrower "
+            "accumulators stall unless they are rounded stochastically, which this "
+            "version does not do yet: use float32."
+        )
+    if dtype == jnp.float64 and not jax.config.jax_enable_x64:
+        raise ValueError(
+            f"`{name}` is float64, but JAX has 64-bit types switched off: call "
+            'jax.config.update("jax_enable_x64", True) first, or use float32.'
+        )
+    return dtype
+
+
+def arithmetic_dtype(*leaves: Any) -> jnp.dtype:
+    """Returns the real dtype to compute in: float64 if any leaf has it, else float32.
+
+    Complex leaves count by their parts.
+    """
+    wide = any(jnp.finfo(jnp.result_type(leaf)).bits == 64 for leaf in leaves)
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def like(leaf: Any, dtype: Any) -> jnp.dtype:
+    """Returns `dtype`, or the complex dtype of that precision for a complex `leaf`."""
+    if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+        return jnp.promote_types(dtype, jnp.complex64)
+    return jnp.dtype(dtype)
+
+
+def full(leaf: Any, value: Any, dtype: Any, *, real: bool = False) -> jax.Array:
+    """Returns an accumulator for `leaf`, of its shape and sharding, full of `value`.
+
+    Args:
+      leaf: an array, a scalar or a `jax.ShapeDtypeStruct`.
+      value: what to fill it with.
+      dtype: the dtype asked for, or None for that of the arithmetic.
+      real: whether the accumulator is real where `leaf` is complex.
+    """
+    dtype = arithmetic_dtype(leaf) if dtype is None else dtype
+    return jnp.full_like(leaf, value, dtype=dtype if real else like(leaf, dtype))
+
+
+def read(stored: jax.Array, dtype: Any) -> jax.Array:
+    """Returns the value of an accumulator in the arithmetic's (real) `dtype`."""
+    return stored.astype(like(stored, dtype))
+
+
+def write(value: jax.Array, stored: jax.Array) -> jax.Array:
+    """Returns `value` in the form of `stored`, the accumulator that it replaces."""
+    return value.astype(stored.dtype)
