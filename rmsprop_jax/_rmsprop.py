@@ -1,0 +1,166 @@
+"""`rmsprop`: the one chain of weight decay, RMS, learning rate and momentum."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import optax
+
+from . import _chain, _checks
+from ._transform import scale_by_rms
+
+WEIGHT_DECAY_MODES = ("coupled", "decoupled", "independent")
+
+
+@_checks.factory
+def rmsprop(
+    learning_rate: optax.ScalarOrSchedule | None,
+    decay: jax.typing.ArrayLike | Callable[[Any], Any] = 0.9,
+    eps: jax.typing.ArrayLike = 1e-8,
+    initial_scale: jax.typing.ArrayLike = 0.0,
+    eps_in_sqrt: bool = True,
+    centered: bool = False,
+    momentum: jax.typing.ArrayLike | None = None,
+    nesterov: bool = False,
+    bias_correction: bool = False,
+    *,
+    learning_rate_in_momentum: bool = True,
+    accumulator_dtype: Any = None,
+    weight_decay: optax.ScalarOrSchedule | None = None,
+    weight_decay_mode: Literal["coupled", "decoupled", "independent"] = "coupled",
+    weight_decay_mask: Any = None,
+    maximize: bool = False,
+    skip_nonfinite: bool = False,
+    nu_dtype: Any = None,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""RMSProp, in every variant that the frameworks ship.
+
+    .. math::
+      g_t &\leftarrow g_t + \lambda_t \theta_{t-1}
+        \qquad \text{(coupled weight decay)} \\
+      u_t &= \text{scale\_by\_rms}(g_t) \\
+      b_t &= m \, b_{t-1} + \alpha_t u_t \\
+      \theta_t &= \theta_{t-1} - b_t - \alpha_t \lambda_t \theta_{t-1}
+        \qquad \text{(decoupled; without } \alpha_t \text{ if independent)}
+
+    Without momentum b_t is alpha_t u_t. With ``learning_rate_in_momentum=False``,
+    b_t = m b_{t-1} + u_t and the step is alpha_t b_t.
+
+    Args:
+      learning_rate: alpha, a number or an Optax schedule; None leaves the updates
+        neither scaled nor negated.
+      decay: rho, a number in [0, 1) or a schedule: see `scale_by_rms`.
+      eps: keeps the division from zero, at least 0: see `scale_by_rms`.
+      initial_scale: the initial value of `nu`, at least 0.
+      eps_in_sqrt: whether `eps` is added inside the square root or outside.
+      centered: whether to divide by the standard deviation: see `scale_by_rms`.
+      momentum: m, a number in [0, 1], or None for no momentum and no buffer.
+      nesterov: whether the momentum is Nesterov's; needs `momentum`.
+      bias_correction: whether the averages leave out their initial values.
+      learning_rate_in_momentum: whether the buffer gathers steps, as in Optax, TF and
+        Keras, or directions, as in torch; it shows when the learning rate changes.
+      accumulator_dtype: the dtype of the momentum buffer, float32 or float64; by
+        default as for `nu_dtype`. Needs `momentum`.
+      weight_decay: lambda, a number, at least 0, or a schedule; None or 0 for none.
+        `update` then needs `params`.
+      weight_decay_mode: where the weight decay acts: "coupled", added to the gradient
+        (L2 regularisation: torch, timm, Paddle); "decoupled", taken off the parameters
+        times the learning rate (AdamW's, Keras); "independent", taken off as it is.
+      weight_decay_mask: which leaves decay, as for `optax.masked`: a tree of booleans,
+        or a function from parameters to one.
+      maximize: whether to ascend, by negating the gradients.
+      skip_nonfinite: whether a gradient that is not finite, or overflows when squared,
+        counts as no information, element by element: see `scale_by_rms`.
+      nu_dtype: the dtype of `nu`: see `scale_by_rms`.
+      mu_dtype: the dtype of `mu`, likewise; needs `centered`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`; its updates are for
+      `optax.apply_updates` and have the gradients' dtypes. Its state is a tuple, with
+      the `ScaleByRmsState` first (second after a coupled weight decay).
+
+    Raises:
+      ValueError: for a number out of its range, arguments that exclude each other,
+        gradients whose tree or shapes are not those of the parameters, and an update
+        without `params` where `weight_decay` needs them.
+      TypeError: for an unknown keyword, an argument of the wrong kind, an integer
+        leaf.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from rmsprop_jax import rmsprop
+      >>> tx = rmsprop(optax.exponential_decay(0.1, 10, 0.9), centered=True)
+      >>> params = jnp.asarray([1.0, -2.0, 3.0])
+      >>> state = tx.init(params)
+      >>> for _ in range(40):
+      ...     grads = jax.grad(lambda x: jnp.sum(x**2))(params)
+      ...     updates, state = tx.update(grads, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> bool(jnp.all(jnp.abs(params) < 0.05))
+      True
+
+    References:
+      Tieleman and Hinton, Lecture 6.5 - rmsprop, COURSERA: Neural Networks for Machine
+      Learning, 2012; decoupled weight decay: Loshchilov and Hutter, 2019
+      (https://arxiv.org/abs/1711.05101). The arguments are those of `optax.rmsprop`
+      in Optax 0.2.8; those after ``*`` are ours.
+    """
+    if not callable(learning_rate) and learning_rate is not None:
+        _checks.number("learning_rate", learning_rate, "finite")
+    _checks.flag("maximize", maximize)
+    rms = scale_by_rms(
+        decay,
+        eps,
+        initial_scale,
+        eps_in_sqrt,
+        bias_correction,
+        centered=centered,
+        skip_nonfinite=skip_nonfinite,
+        nu_dtype=nu_dtype,
+        mu_dtype=mu_dtype,
+    )
+    chain = [rms, _chain.scale(learning_rate, -1)]
+    buffer = _chain.momentum(momentum, nesterov, accumulator_dtype)
+    _checks.flag("learning_rate_in_momentum", learning_rate_in_momentum)
+    chain.insert(2 if learning_rate_in_momentum else 1, buffer)
+    rate = _weight_decay_rate(learning_rate, weight_decay, weight_decay_mode)
+    if rate is not None:
+        coupled = weight_decay_mode == "coupled"
+        decayed = _chain.add_params(
+            _chain.scale(rate, 1 if coupled else -1), weight_decay_mask
+        )
+        chain.insert(0 if coupled else len(chain), decayed)
+    elif weight_decay_mask is not None:
+        raise ValueError("`weight_decay_mask` needs `weight_decay`, which is not set.")
+    return _chain.in_wide_dtype(
+        optax.chain(*chain), maximize, needs_params=rate is not None
+    )
+
+
+def _weight_decay_rate(learning_rate: Any, weight_decay: Any, mode: str) -> Any:
+    """Returns what the parameters are multiplied with, or None for no weight decay."""
+    if mode not in WEIGHT_DECAY_MODES:
+        names = ", ".join(repr(name) for name in WEIGHT_DECAY_MODES)
+        raise ValueError(f"`weight_decay_mode` must be one of {names}, got {mode!r}.")
+    if weight_decay is None:
+        return None
+    _checks.number(
+        "weight_decay", weight_decay, "finite and at least 0", or_schedule=True
+    )
+    if isinstance(weight_decay, int | float) and weight_decay == 0:
+        return None
+    if mode != "decoupled":
+        return weight_decay
+    if learning_rate is None:
+        raise ValueError(
+            "`weight_decay_mode` 'decoupled' multiplies with `learning_rate`, which is "
+            "None: use 'independent'."
+        )
+    if not callable(learning_rate) and not callable(weight_decay):
+        return learning_rate * weight_decay
+
+    def at(rate: Any, count: Any) -> Any:
+        return rate(count) if callable(rate) else rate
+
+    return lambda count: at(learning_rate, count) * at(weight_decay, count)
