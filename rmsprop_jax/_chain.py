@@ -16,7 +16,8 @@ def scale(rate: Any, sign: int) -> optax.GradientTransformation:
     if rate is None:
         return optax.identity()
     if callable(rate):
-        return optax.scale_by_schedule(lambda count: sign * rate(count))
+        schedule: Callable[..., Any] = rate
+        return optax.scale_by_schedule(lambda count: sign * schedule(count))
     return optax.stateless(
         lambda updates, params: jax.tree.map(
             lambda u: jnp.asarray(sign * rate, u.dtype) * u, updates
@@ -45,14 +46,12 @@ def momentum(
         return optax.TraceState(trace=jax.tree.map(zeros, params))
 
     def accumulate(u: jax.Array, b: jax.Array) -> jax.Array:
-        real = storage.arithmetic_dtype(u, b)
-        u, b = storage.read(u, real), storage.read(b, real)
-        return u + jnp.asarray(momentum, b.dtype) * b
+        dtype = storage.like(u, storage.arithmetic_dtype(u, b))
+        b = storage.read(b, storage.arithmetic_dtype(u, b))
+        return u.astype(dtype) + jnp.asarray(momentum, dtype) * b
 
     def update(
-        updates: optax.Updates,
-        state: optax.TraceState,
-        params: optax.Params | None = None,
+        updates: optax.Updates, state: Any, params: Any = None
     ) -> tuple[optax.Updates, optax.TraceState]:
         del params
         buffer = _map(accumulate, updates, state.trace)
@@ -74,7 +73,7 @@ def add_params(
     """Adds the parameters, scaled, to the updates."""
 
     def update(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None
+        updates: optax.Updates, state: Any, params: Any = None
     ) -> tuple[optax.Updates, Any]:
         scaled, state = scale.update(params, state)
         return _map(jnp.add, updates, scaled), state
@@ -94,6 +93,9 @@ def in_wide_dtype(
 
     def widened(g: Any, x: Any) -> jax.Array:
         return jnp.asarray(x, storage.like(g, storage.arithmetic_dtype(g)))
+
+    def init(params: optax.Params) -> optax.OptState:
+        return storage.placed(inner.init(params), params)
 
     def update(
         updates: optax.Updates,
@@ -117,7 +119,7 @@ def in_wide_dtype(
         steps, state = inner.update(wide, state, params)
         return _map(lambda g, u: u.astype(jnp.result_type(g)), updates, steps), state
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _map(function: Callable[..., Any], updates: Any, *rest: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,10 +46,11 @@ def factory(function: Callable[P, T]) -> Callable[P, T]:
     arrays (`optax.inject_hyperparams`) gets numbers that keep their value.
     """
     signature = _HyperparameterSignature.from_callable(function)
+    signature.function = function.__name__
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        _refuse_foreign_names(function.__name__, signature, kwargs)
+        _refuse_foreign_names(signature, kwargs)
         return function(*args, **kwargs)
 
     wrapper.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
@@ -63,8 +65,10 @@ class _HyperparameterSignature(inspect.Signature):
     they are. It also takes anything callable for a schedule, `jnp.float32` included.
     """
 
+    function: str
+
     def bind(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
-        _refuse_foreign_names("The factory", self, kwargs)
+        _refuse_foreign_names(self, kwargs)
         bound = super().bind(*args, **kwargs)
         bound.apply_defaults()
         for name, value in bound.arguments.items():
@@ -73,25 +77,33 @@ class _HyperparameterSignature(inspect.Signature):
             elif callable(value):
                 bound.arguments[name] = _with_wide_values(value)
             else:
-                bound.arguments[name] = _wide(value)
+                bound.arguments[name] = _strongly_typed(value)
         return bound
 
 
-def _wide(value: Any) -> Any:
-    if isinstance(value, float | np.floating):
-        return jnp.asarray(value, float)
-    # A schedule's result is weakly typed where it came from Python numbers.
-    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.floating):
-        return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+def at_least_float32(value: Any) -> Any:
+    """Returns an array of a narrower float dtype as float32, anything else as it is."""
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        dtype = jnp.result_type(value)
+        if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+            return jnp.asarray(value, jnp.float32)
     return value
 
 
+def _strongly_typed(value: Any) -> Any:
+    if isinstance(value, float | np.floating):
+        return jnp.asarray(value, float)
+    value = at_least_float32(value)
+    # A schedule's result is weakly typed where it came from Python numbers.
+    return value.astype(value.dtype) if isinstance(value, jax.Array) else value
+
+
 def _with_wide_values(schedule: Callable[..., Any]) -> Callable[..., Any]:
-    return functools.wraps(schedule)(lambda *args: _wide(schedule(*args)))
+    return functools.wraps(schedule)(lambda *args: _strongly_typed(schedule(*args)))
 
 
 def _refuse_foreign_names(
-    function: str, signature: inspect.Signature, keywords: dict[str, Any]
+    signature: _HyperparameterSignature, keywords: dict[str, Any]
 ) -> None:
     for name in keywords:
         if name in signature.parameters:
@@ -106,7 +118,7 @@ def _refuse_foreign_names(
             advice = f"Here it is called `{meant}`"
         else:
             advice = f"It is `{meant}` of `rmsprop_jax.rmsprop`"
-        raise TypeError(f"{function} has no argument `{name}`. {advice}.")
+        raise TypeError(f"{signature.function} has no argument `{name}`. {advice}.")
 
 
 _ACCEPTED = {
@@ -134,7 +146,7 @@ def number(name: str, value: Any, accepted: str, *, or_schedule: bool = False) -
                 "updates done, an int32 scalar, to a number."
             ) from error
         name = f"{name}(0)"
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     kinds = int | float | np.ndarray | np.generic | jax.Array
     if not isinstance(value, kinds) or np.asarray(value).dtype.kind in "bOUSmMc":

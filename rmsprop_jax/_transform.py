@@ -22,7 +22,7 @@ class ScaleByRmsState(NamedTuple):
       mu: the moving average of g where centred, otherwise None (an empty tree).
     """
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     nu: optax.Updates
     mu: optax.Updates | None
 
@@ -63,13 +63,14 @@ def scale_by_rms(
       bias_correction: whether to use the average of the gradients seen, without the
         initial value: short for ``decay=rmsprop_jax.decay.debiased(decay)``.
       centered: whether to divide by the standard deviation instead. The variance is
-        itself the state, so it is never negative. Where it falls under the rounding
-        error of the squared mean, that error stands in, so that constant gradients
-        do not explode; after a first step with rho = 0 the squared mean itself does,
-        one gradient having no variance.
+        itself the state, so it is never negative; where it falls under the rounding
+        error of |g|², as it does for constant gradients, that error stands in (so |u|
+        stays below 2,900 in float32), and where rho = 0 forgets all but one gradient,
+        which has no variance, |g|² itself does.
       skip_nonfinite: whether an element whose gradient is not finite, or overflows
         when squared, counts as no information: its accumulators stay, its update is 0.
-        Otherwise it makes that element's `nu` infinite or NaN for good.
+        Otherwise NaN makes that element's `nu` NaN for good, and what is too large to
+        square all but stops the element until the average has forgotten it.
       nu_dtype: the dtype of `nu`, float32 or float64; by default float32, and float64
         for float64 and complex128 parameters.
       mu_dtype: the dtype of `mu`, likewise; the complex dtype of that precision for
@@ -115,26 +116,32 @@ def scale_by_rms(
     mu_dtype = storage.accumulator_dtype("mu_dtype", mu_dtype)
     if mu_dtype is not None and not centered:
         raise ValueError("`mu_dtype` needs `centered=True`: otherwise there is no mu.")
+    centered = bool(centered)
     eps_root, eps = (eps, 0.0) if eps_in_sqrt else (0.0, eps)
 
-    def init(params: optax.Params) -> ScaleByRmsState:
+    def init(params: optax.Params) -> Any:
         _checks.floating_leaves("params", params)
         nu = partial(storage.full, value=initial_scale, dtype=nu_dtype, real=True)
         mu = partial(storage.full, value=0, dtype=mu_dtype)
-        return ScaleByRmsState(
+        state = ScaleByRmsState(
             count=jnp.zeros((), jnp.int32),
             nu=jax.tree.map(nu, params),
             mu=jax.tree.map(mu, params) if centered else None,
         )
+        return storage.placed(state, params)
 
     def update(
-        updates: optax.Updates,
-        state: ScaleByRmsState,
-        params: optax.Params | None = None,
-    ) -> tuple[optax.Updates, ScaleByRmsState]:
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, Any]:
         del params
         _checks.floating_leaves("gradients", updates)
         _checks.same_tree("gradients", updates, "state's nu", state.nu)
+        if state.nu is not None and centered == (state.mu is None):
+            found = "no mu" if centered else "a mu"
+            raise ValueError(
+                f"`centered` is {centered}, but the state has {found}: it comes from "
+                "another transformation. Use the state that this one's `init` returns."
+            )
         step = partial(
             _update_leaf, schedule(state.count), eps_root, eps, skip_nonfinite
         )
@@ -145,7 +152,7 @@ def scale_by_rms(
         leaves = [step(*leaf) for leaf in zip(grads, nus, mus, strict=True)]
         us, nus, mus = zip(*leaves, strict=True) if leaves else ((), (), ())
         return treedef.unflatten(us), ScaleByRmsState(
-            count=optax.safe_increment(state.count),
+            count=jnp.asarray(optax.safe_increment(state.count)),
             nu=treedef.unflatten(nus),
             mu=treedef.unflatten(mus) if centered else None,
         )
@@ -173,21 +180,23 @@ def _update_leaf(
     if g is None:
         return None, nu, mu
     real = storage.arithmetic_dtype(g, nu)
-    u, new_nu, new_mu = _recursion(
+    u, new_nu, new_mu, known = _recursion(
         jnp.asarray(g, storage.like(g, real)),
         storage.read(nu, real),
         None if mu is None else storage.read(mu, real),
         keep=jnp.asarray(rho, real),
-        take=jnp.asarray(1 - rho, real),  # before rounding: a float's 1 - rho is exact
+        take=jnp.asarray(1 - rho, real),  # in the caller's precision, then rounded
         eps_root=jnp.asarray(eps_root, real),
         eps=jnp.asarray(eps, real),
-        skip_nonfinite=skip_nonfinite,
     )
-    return (
-        u.astype(jnp.result_type(g)),
-        storage.write(new_nu, nu),
-        None if mu is None else storage.write(new_mu, mu),
-    )
+
+    def stored(new: jax.Array, old: Any) -> jax.Array:
+        new = storage.write(new, old)
+        return jnp.where(known, new, old) if skip_nonfinite else new
+
+    u = jnp.where(known, u, 0) if skip_nonfinite else u
+    new_mu = None if new_mu is None else stored(new_mu, mu)
+    return u.astype(jnp.result_type(g)), stored(new_nu, nu), new_mu
 
 
 def _recursion(
@@ -199,26 +208,28 @@ def _recursion(
     take: jax.Array,
     eps_root: jax.Array,
     eps: jax.Array,
-    skip_nonfinite: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """The equation in the docstring of `scale_by_rms`, in one precision throughout."""
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]:
+    """The equation in the docstring of `scale_by_rms`, in one precision throughout.
+
+    Returns u, nu, mu, and where the gradient was one that can be squared.
+    """
     delta = g if mu is None else g - mu
-    if skip_nonfinite:  # a gradient without deviation, all of the history kept
-        known = jnp.isfinite(_square(delta))
-        g, delta = jnp.where(known, g, 0), jnp.where(known, delta, 0)
-        keep = jnp.where(known, keep, 1)
+    square = _square(delta)
     if mu is None:
-        nu = variance = keep * nu + take * _square(delta)
+        new_nu = variance = keep * nu + take * square
+        new_mu = None
     else:
-        mu = mu + take.astype(mu.dtype) * delta
-        # g_t - mu_t is rho delta_t; so written, nu cannot be negative.
-        nu = keep * nu + take * keep * _square(delta)
-        floor = jnp.where(keep > 0, jnp.finfo(nu.dtype).eps, 1) * _square(mu)
-        variance = jnp.maximum(nu, floor)
+        new_mu = mu + storage.on_parts(lambda part: take * part, delta)
+        # g_t - mu_t is rho delta_t; so written, nu cannot be negative. Not infinite,
+        # because rho may be 0; the floor is, where it matters.
+        most = float(jnp.finfo(nu.dtype).max)
+        new_nu = keep * nu + take * keep * jnp.minimum(square, most)
+        floor = jnp.where(keep > 0, jnp.finfo(nu.dtype).eps, 1)
+        variance = jnp.maximum(new_nu, floor * _square(g))
     # The smallest normal number: 0 / 0 is then 0, and so is its derivative.
-    tiny = jnp.finfo(nu.dtype).tiny
-    root = jnp.sqrt(jnp.maximum(variance + eps_root, tiny))
-    return g / (root + eps).astype(g.dtype), nu, mu
+    root = jnp.sqrt(jnp.maximum(variance + eps_root, jnp.finfo(nu.dtype).tiny))
+    u = storage.on_parts(lambda part: part / (root + eps), g)
+    return u, new_nu, new_mu, jnp.isfinite(square)
 
 
 def _square(x: jax.Array) -> jax.Array:

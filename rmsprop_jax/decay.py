@@ -34,8 +34,7 @@ def constant(value: jax.typing.ArrayLike) -> Schedule:
       0.9
     """
     _checks.number("decay", value, "in [0, 1)")
-    if hasattr(value, "dtype"):  # 1 - rho must not be rounded to 8 bits
-        value = jnp.asarray(value, jnp.promote_types(value.dtype, jnp.float32))
+    value = _checks.at_least_float32(value)  # or 1 - rho is rounded to 8 bits
     return lambda count: value
 
 

@@ -5,10 +5,12 @@ an accumulator is stored in the dtype that the caller asks for, by default that 
 arithmetic. Everything that depends on the stored form stands here.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 _ACCEPTED = ("float32", "float64")
 
@@ -38,7 +40,7 @@ def accumulator_dtype(name: str, dtype: Any) -> jnp.dtype | None:
             "accumulators stall unless they are rounded stochastically, which this "
             "version does not do yet: use float32."
         )
-    if dtype == jnp.float64 and not jax.config.jax_enable_x64:
+    if dtype == jnp.float64 and jnp.result_type(float) != jnp.float64:
         raise ValueError(
             f"`{name}` is float64, but JAX has 64-bit types switched off: call "
             'jax.config.update("jax_enable_x64", True) first, or use float32.'
@@ -58,7 +60,8 @@ def arithmetic_dtype(*leaves: Any) -> jnp.dtype:
 def like(leaf: Any, dtype: Any) -> jnp.dtype:
     """Returns `dtype`, or the complex dtype of that precision for a complex `leaf`."""
     if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-        return jnp.promote_types(dtype, jnp.complex64)
+        wide = jnp.dtype(dtype) == jnp.float64
+        return jnp.dtype(jnp.complex128 if wide else jnp.complex64)
     return jnp.dtype(dtype)
 
 
@@ -75,11 +78,50 @@ def full(leaf: Any, value: Any, dtype: Any, *, real: bool = False) -> jax.Array:
     return jnp.full_like(leaf, value, dtype=dtype if real else like(leaf, dtype))
 
 
-def read(stored: jax.Array, dtype: Any) -> jax.Array:
-    """Returns the value of an accumulator in the arithmetic's (real) `dtype`."""
-    return stored.astype(like(stored, dtype))
+def placed(state: Any, params: Any) -> Any:
+    """Returns a fresh `state` with its scalars on the devices of `params`, replicated.
+
+    They would move there in the first update, which would then compile twice.
+    """
+    shardings = (
+        leaf.sharding
+        for leaf in jax.tree.leaves(params)
+        if not isinstance(leaf, Tracer) and getattr(leaf, "committed", False)
+    )
+    sharding = next(shardings, None)
+    if sharding is None:
+        return state
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        replicated = jax.sharding.PartitionSpec()
+        sharding = jax.sharding.NamedSharding(sharding.mesh, replicated)
+
+    def place(leaf: jax.Array) -> jax.Array:
+        return leaf if leaf.committed else jax.device_put(leaf, sharding)
+
+    return jax.tree.map(place, state)
 
 
-def write(value: jax.Array, stored: jax.Array) -> jax.Array:
+def read(stored: Any, dtype: Any) -> jax.Array:
+    """Returns the value of an accumulator in the arithmetic's (real) `dtype`.
+
+    Infinity, which is what too large a value was stored as, reads as the largest
+    number: an infinite average would stay so for ever, and inf - inf is NaN.
+    """
+    most = float(jnp.finfo(dtype).max)
+    value = stored.astype(like(stored, dtype))
+    return on_parts(lambda x: jnp.clip(x, -most, most), value)
+
+
+def write(value: jax.Array, stored: Any) -> jax.Array:
     """Returns `value` in the form of `stored`, the accumulator that it replaces."""
     return value.astype(stored.dtype)
+
+
+def on_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """Returns function(x), or for complex x the function of each of its two parts.
+
+    Complex arithmetic would multiply a part with the other's zero, and inf by 0 is NaN.
+    """
+    if jnp.iscomplexobj(x):
+        return jax.lax.complex(function(x.real), function(x.imag))
+    return function(x)

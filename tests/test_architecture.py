@@ -1,0 +1,106 @@
+"""Imports go one way, files stay small, and the update rule stands in one place."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "rmsprop_jax"
+
+# Which modules of the package each module may import.
+MAP = {
+    "_checks": set(),
+    "storage": set(),
+    "decay": {"_checks"},
+    "_transform": {"_checks", "storage", "decay"},
+    "_chain": {"_checks", "storage"},
+    "_rmsprop": {"_checks", "_chain", "_transform"},
+    "__init__": {"decay", "_rmsprop", "_transform"},
+    "__main__": {"cli"},
+}
+CORE = [name for name in MAP if not name.startswith("__")]
+FOR_PEOPLE = {"cli", "demo"}  # may import anything, and nothing else imports them
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield ".".join(path.relative_to(PACKAGE).with_suffix("").parts), path
+
+
+def imports(path):
+    """Names of the package's modules that a file imports, and of other packages."""
+    ours, others = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            parts = (node.module or "").split(".")
+            if node.level and not node.module:
+                ours |= {alias.name for alias in node.names}
+            elif node.level:
+                ours.add(parts[0])
+            elif parts[0] == "rmsprop_jax":
+                ours |= {parts[1]} if parts[1:] else {a.name for a in node.names}
+            else:
+                others.add(parts[0])
+        elif isinstance(node, ast.Import):
+            others |= {alias.name.split(".")[0] for alias in node.names}
+    return ours, others
+
+
+def test_imports_follow_the_map():
+    for name, path in modules():
+        if name.split(".")[0] in FOR_PEOPLE:
+            continue
+        assert name in MAP, f"{name} is not on the map of imports: put it there"
+        ours, _ = imports(path)
+        assert ours <= MAP[name], f"{name} imports {ours - MAP[name]}"
+
+
+def test_the_core_needs_jax_and_optax_only():
+    standard = {"collections", "difflib", "functools", "inspect", "typing"}
+    for name in CORE:
+        _, others = imports(PACKAGE / f"{name}.py")
+        assert others <= standard | {"jax", "optax", "numpy"}, name
+
+
+def test_importing_the_package_imports_nothing_for_people():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, rmsprop_jax; print([m for m in sys.modules if m.split('.')[0] in "
+        "('rich', 'matplotlib', 'sklearn', 'torch', 'tensorflow', 'flax') "
+        "or m.startswith(('rmsprop_jax.cli', 'rmsprop_jax.demo'))])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_core_files_are_short(name):
+    lines = (PACKAGE / f"{name}.py").read_text().splitlines()
+    assert len(lines) <= 250, f"{name} has {len(lines)} lines: is it one thing?"
+
+
+def test_the_update_rule_stands_in_one_place():
+    roots = [
+        name for name, path in modules() if "sqrt(" in path.read_text().split('"""')[-1]
+    ]
+    code = {name: path for name, path in modules() if name in CORE}
+    with_root = [
+        name
+        for name, path in code.items()
+        if any(
+            isinstance(node, ast.Attribute) and node.attr in ("sqrt", "rsqrt")
+            for node in ast.walk(ast.parse(path.read_text()))
+        )
+    ]
+    assert with_root == ["_transform"], roots
+
+
+def test_the_top_level_holds_what_the_design_says():
+    allowed = {"pyproject.toml", "README.md", "LICENSE", "rmsprop_jax", "tests"}
+    allowed |= {"notebooks", "build", "dist"}
+    found = {p.name for p in PACKAGE.parent.iterdir() if not p.name.startswith(".")}
+    assert {x for x in found if not x.endswith(".egg-info")} - allowed <= {
+        "rmsprop-jax-demo"  # where the demo writes unless told otherwise
+    }

@@ -1,0 +1,299 @@
+"""Drop-in: the same calls as Optax, the same numbers, and inside its wrappers."""
+
+import inspect
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax import contrib
+from optax import tree_utils as otu
+
+from rmsprop_jax import ScaleByRmsState, decay, rmsprop, scale_by_rms
+from table import DTYPES, FACTORIES, abstract, assert_close, train, tree, x64
+
+
+@pytest.mark.parametrize("ours", [rmsprop, scale_by_rms])
+def test_signature_begins_with_optax_s(ours):
+    theirs = list(inspect.signature(getattr(optax, ours.__name__)).parameters.values())
+    mine = list(inspect.signature(ours).parameters.values())
+    for ours_, theirs_ in zip(mine, theirs, strict=False):
+        assert (ours_.name, ours_.default) == (theirs_.name, theirs_.default)
+        assert ours_.kind == theirs_.kind
+    assert all(p.kind is p.KEYWORD_ONLY for p in mine[len(theirs) :])
+
+
+SCHEDULE = optax.exponential_decay(0.1, 2, 0.5)
+CALLS = [
+    (args, dict(zip(names, options, strict=True)))
+    for names, values in (
+        (
+            ("eps_in_sqrt", "momentum", "nesterov", "centered"),
+            ((True, False), (None, 0.9), (False, True), (False, True)),
+        ),
+        (("bias_correction", "eps_in_sqrt"), ((True,), (True, False))),
+    )
+    for options in itertools.product(*values)
+    for args in ((0.1,), (SCHEDULE, 0.99, 1e-4, 0.5), (None, 0.5))
+    if not ("nesterov" in names and options[2] and options[1] is None)
+    and not ("bias_correction" in names and len(args) > 3)  # wrong in Optax
+]
+
+
+@pytest.mark.parametrize("number", range(len(CALLS)))
+def test_numbers_are_optax_s(number):
+    args, options = CALLS[number]
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        params, grads = tree("float64"), tree("float64", seed=1)
+        ours, _ = train(rmsprop(*args, **options), params, grads, 5)
+        theirs, _ = train(optax.rmsprop(*args, **options), params, grads, 5)
+    assert_close(ours, theirs, 1e-12)
+
+
+@pytest.mark.promotion
+def test_scale_by_rms_is_optax_s():
+    grads = tree("float32")
+    for call in ((), (0.99, 1e-3, 1.0, False), (0.9, 1e-8, 0.0, True, True)):
+        ours, theirs = scale_by_rms(*call), optax.scale_by_rms(*call)
+        a, b = ours.init(grads), theirs.init(grads)
+        for _ in range(3):
+            u, a = ours.update(grads, a)
+            v, b = theirs.update(grads, b)
+            assert_close(u, v, 2e-6)
+
+
+def test_scale_by_rms_centered_is_optax_s_scale_by_stddev():
+    params, grads = tree("float32"), tree("float32", seed=1)
+    theirs = optax.chain(optax.scale_by_stddev(0.9, 1e-3), optax.scale(-0.1))
+    ours = optax.chain(scale_by_rms(0.9, 1e-3, centered=True), optax.scale(-0.1))
+    assert_close(train(ours, params, grads)[0], train(theirs, params, grads)[0], 4e-6)
+
+
+def lookahead(tx):
+    """`optax.lookahead` between two plain trees."""
+    inner = optax.lookahead(tx, sync_period=2, slow_step_size=0.5)
+
+    def init(params):
+        return inner.init(optax.LookaheadParams.init_synced(params))
+
+    def update(updates, state, params=None):
+        both = optax.LookaheadParams.init_synced(params)
+        updates, state = inner.update(updates, state, both)
+        return updates.fast, state
+
+    return optax.GradientTransformation(init, update)
+
+
+MASK = {"w": True, "b": False, "s": True}
+WRAPPERS = {
+    "chain": lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
+    "named_chain": lambda tx: optax.named_chain(("clip", optax.clip(1.0)), ("tx", tx)),
+    "masked": lambda tx: optax.masked(tx, MASK),
+    "partition": lambda tx: optax.partition(
+        {"ours": tx, "frozen": optax.set_to_zero()},
+        {"w": "ours", "b": "frozen", "s": "ours"},
+    ),
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
+    "lookahead": lookahead,
+    "schedule_free": lambda tx: contrib.schedule_free(tx, 0.1, b1=0.9),
+    "flatten": optax.flatten,
+}
+
+
+@pytest.mark.promotion
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("rmsprop", "float32"), *(("everything", dtype) for dtype in DTYPES)],
+)
+def test_inside_a_wrapper(name, wrapper, dtype):
+    if dtype == "complex64" and wrapper in ("chain", "named_chain", "MultiSteps"):
+        pytest.skip("this one of Optax's is for real gradients")
+    with x64(dtype):
+        tx, params = FACTORIES[name](0.1), tree(dtype)
+        wrapped = WRAPPERS[wrapper](tx)
+        grads = tree(dtype, seed=1, scale=0.1)
+        start = abstract(wrapped.init(params))
+        after, state = train(wrapped, params, grads, 4)
+        assert abstract(state) == start
+        assert abstract(after) == abstract(params)
+        plain, _ = train(tx, params, grads, 4)
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), after, params)
+    if wrapper in ("chain", "named_chain", "apply_if_finite", "flatten"):
+        scale = 1.0 if wrapper != "chain" else 0.1  # eps weighs more after clipping
+        close = jax.tree.map(lambda a, b: np.allclose(a, b, 0.05 / scale), after, plain)
+        assert all(jax.tree.leaves(close))
+    assert moved["w"]
+    assert moved["b"] == (wrapper not in ("masked", "partition") or wrapper == "masked")
+
+
+def test_masked_leaves_keep_their_gradients_and_have_no_state():
+    tx, grads = optax.masked(rmsprop(0.1), MASK), tree("float32")
+    updates, state = tx.update(grads, tx.init(grads), grads)
+    np.testing.assert_array_equal(updates["b"], grads["b"])
+    assert len(jax.tree.leaves(state.inner_state[0].nu)) == 2
+
+
+@pytest.mark.promotion
+def test_multisteps_is_the_mean_gradient():
+    params, grads = tree("float32"), [tree("float32", seed) for seed in (1, 2)]
+    multi = optax.MultiSteps(rmsprop(0.1, momentum=0.9), 2)
+    state, after = multi.init(params), params
+    for g in grads:
+        updates, state = multi.update(g, state, after)
+        after = optax.apply_updates(after, updates)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
+    expected, _ = train(rmsprop(0.1, momentum=0.9), params, mean, 1)
+    assert_close(after, expected, 1e-5)
+
+
+@pytest.mark.parametrize("hyperparam_dtype", [None, jnp.float32])
+def test_injected_decay_stays_what_it_is_under_bfloat16(hyperparam_dtype):
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    tx = optax.inject_hyperparams(rmsprop, hyperparam_dtype=hyperparam_dtype)(
+        0.1, decay=0.999, nu_dtype=jnp.float32
+    )
+    state = tx.init(params)
+    start = abstract(state)
+    for count in range(1, 4):
+        _, state = jax.jit(tx.update)(params, state, params)
+        nu = otu.tree_get(state, "nu")["w"]
+        np.testing.assert_allclose(nu, 1 - 0.999**count, rtol=1e-4)
+    assert abstract(state) == start
+    assert state.hyperparams["decay"] == jnp.float32(0.999)
+    assert state.hyperparams["eps"] == jnp.float32(1e-8)
+
+
+def test_injected_schedules_keep_their_values_too():
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    tx = optax.inject_hyperparams(scale_by_rms)(
+        decay=optax.linear_schedule(0.999, 0.9999, 1)
+    )
+    state, nu = tx.init(params), 0.0
+    for rho in (0.999, 0.9999, 0.9999):
+        _, state = tx.update(params, state)
+        nu = rho * nu + (1 - rho)
+        np.testing.assert_allclose(otu.tree_get(state, "nu")["w"], nu, rtol=1e-3)
+
+
+def test_injected_float64_hyperparameters_are_not_rounded():
+    with jax.enable_x64(True):
+        params, grads = tree("float64"), tree("float64", seed=1)
+        injected = optax.inject_hyperparams(rmsprop)(0.1, decay=0.9, momentum=0.9)
+        plain = rmsprop(0.1, 0.9, momentum=0.9)
+        after = train(injected, params, grads)[0]
+        assert_close(after, train(plain, params, grads)[0], 1e-14)
+        narrow = train(injected, tree("bfloat16"), tree("bfloat16"))[0]
+    assert {x.dtype.name for x in jax.tree.leaves(narrow)} == {"bfloat16"}
+
+
+def test_tree_utils_find_set_and_map():
+    tx, params = rmsprop(0.1, centered=True, momentum=0.9), tree("float32")
+    _, state = train(tx, params, params)
+    assert isinstance(otu.tree_get(state, "ScaleByRmsState"), ScaleByRmsState)
+    assert otu.tree_get(state, "count") == 3
+    assert abstract(otu.tree_get(state, "nu")) == abstract(params)
+    zeroed = otu.tree_set(state, nu=otu.tree_zeros_like(params), count=jnp.int32(0))
+    assert otu.tree_get(zeroed, "count") == 0
+    assert not np.asarray(otu.tree_get(zeroed, "nu")["w"]).any()
+    assert abstract(tx.update(params, zeroed, params)[1]) == abstract(state)
+    names = {"w": "W", "b": "B", "s": "S"}
+    mapped = otu.tree_map_params(
+        tx,
+        lambda _, name: name,
+        state,
+        names,
+        transform_non_params=lambda _: "scalar",
+    )
+    assert mapped[0] == ScaleByRmsState("scalar", names, names)
+    assert mapped[2].trace == names
+
+
+def test_decoupled_and_independent_decay_is_outside_the_average():
+    params, grads = tree("float32"), tree("float32", seed=1)
+    plain, state = train(rmsprop(0.1), params, grads, 1)
+    for mode, rate in (("decoupled", 0.1 * 0.3), ("independent", 0.3)):
+        tx = rmsprop(0.1, weight_decay=0.3, weight_decay_mode=mode)
+        after, decayed = train(tx, params, grads, 1)
+        expected = jax.tree.map(lambda a, p, r=rate: a - r * p, plain, params)
+        assert_close(after, expected, 1e-5)
+        assert_close(decayed[0], state[0])
+
+
+def test_coupled_decay_is_the_gradient_of_half_the_squared_norm():
+    params, grads = tree("float32"), tree("float32", seed=1)
+    l2 = jax.tree.map(lambda g, p: g + 0.3 * p, grads, params)
+    expected = train(rmsprop(0.1, momentum=0.9), params, l2, 1)[0]
+    after = train(rmsprop(0.1, momentum=0.9, weight_decay=0.3), params, grads, 1)[0]
+    assert_close(after, expected, 1e-5)
+
+
+@pytest.mark.parametrize("mode", ["coupled", "decoupled", "independent"])
+@pytest.mark.parametrize("mask", [MASK, lambda params: {**MASK}])
+def test_masked_weight_decay_leaves_the_rest_alone(mode, mask):
+    params, grads = tree("float32"), tree("float32", seed=1)
+    options = {"weight_decay": 0.3, "weight_decay_mode": mode}
+    masked = train(rmsprop(0.1, weight_decay_mask=mask, **options), params, grads)[0]
+    plain = train(rmsprop(0.1), params, grads)[0]
+    full = train(rmsprop(0.1, **options), params, grads)[0]
+    for name, decays in MASK.items():
+        assert_close(masked[name], (full if decays else plain)[name], 1e-6)
+        assert not np.allclose(full[name], plain[name])
+
+
+def test_scheduled_weight_decay_and_rate_multiply_step_by_step():
+    params, grads = tree("float32"), tree("float32", seed=1)
+    rates, decays = jnp.asarray([0.1, 0.01, 0.2]), jnp.asarray([0.3, 0.5, 0.0])
+    tx = rmsprop(
+        lambda count: rates[count],
+        weight_decay=lambda count: decays[count],
+        weight_decay_mode="decoupled",
+    )
+    after, _ = train(tx, params, grads, 3)
+    expected, state = params, scale_by_rms().init(params)
+    for rate, weight in zip(rates, decays, strict=True):
+        u, state = scale_by_rms().update(grads, state)
+        expected = jax.tree.map(
+            lambda p, u, r=rate, w=weight: p - r * u - r * w * p, expected, u
+        )
+    assert_close(after, expected, 1e-5)
+
+
+def test_where_the_rate_stands_shows_when_it_changes():
+    grads, params = tree("float32", seed=1), tree("float32")
+    rates = jnp.asarray([1.0, 0.1, 0.1])
+
+    def schedule(count):
+        return rates[count]
+
+    def by_hand(inside):
+        p, state, b = params, scale_by_rms().init(params), otu.tree_zeros_like(params)
+        for rate in rates:
+            u, state = scale_by_rms().update(grads, state)
+            gain = rate if inside else 1.0
+            b = jax.tree.map(lambda b, u, a=gain: 0.9 * b + a * u, b, u)
+            step = 1.0 if inside else rate
+            p = jax.tree.map(lambda p, b, a=step: p - a * b, p, b)
+        return p
+
+    for inside in (True, False):
+        tx = rmsprop(schedule, momentum=0.9, learning_rate_in_momentum=inside)
+        assert_close(train(tx, params, grads, 3)[0], by_hand(inside), 1e-5)
+    assert not np.allclose(by_hand(True)["w"], by_hand(False)["w"])
+
+
+def test_maximize_ascends():
+    params, grads = tree("float32"), tree("float32", seed=1)
+    up = train(rmsprop(0.1, maximize=True), params, grads)[0]
+    down = train(rmsprop(0.1), params, jax.tree.map(jnp.negative, grads))[0]
+    assert_close(up, down)
+
+
+def test_bias_correction_is_short_for_a_schedule():
+    params, grads = tree("float32"), tree("float32", seed=1)
+    short = train(rmsprop(0.1, 0.99, bias_correction=True), params, grads)
+    long = train(rmsprop(0.1, decay.debiased(0.99)), params, grads)
+    assert_close(short, long)
