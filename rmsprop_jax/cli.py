@@ -1,0 +1,93 @@
+"""The command line: `rmsprop-jax COMMAND`, or `python -m rmsprop_jax COMMAND`."""
+
+import argparse
+import contextlib
+import importlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from . import __version__
+
+# By name: the module, which has `add_arguments(parser)` and `run(arguments) -> int`
+# and is imported only when its command is used, and one line of help.
+COMMANDS = {
+    "demo": (
+        "rmsprop_jax.demo.command",
+        "compare RMSProp with SGD, Adagrad and Adam on two small tasks",
+    ),
+}
+
+INTERRUPTED = 130
+"""The exit status of a process that Ctrl-C ended: 128 + SIGINT."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # One line: the usage of a command with many options would bury the error.
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit status.
+
+    Args:
+      argv: the arguments after the program's name; by default those of the process.
+    """
+    is_process = argv is None
+    argv = sys.argv[1:] if argv is None else argv
+    _replace_what_cannot_be_encoded()
+    try:
+        parser = _parser(argv)
+        arguments = parser.parse_args(argv)
+        if arguments.command is None:
+            parser.print_help(sys.stderr)
+            return 2
+        return arguments.run(arguments)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            print("rmsprop-jax: interrupted", file=sys.stderr)
+        if is_process:
+            # Without Python's clean-up, which crashes while XLA's threads compute.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        return INTERRUPTED
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Returns the parser, with the options of the command that `argv` names."""
+    parser = _Parser(
+        prog="rmsprop-jax",
+        description="RMSProp for JAX: the commands of the package rmsprop_jax.",
+        epilog="example: rmsprop-jax demo --task digits --seeds 3",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"rmsprop-jax {__version__}"
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    named = next((word for word in argv if not word.startswith("-")), None)
+    for name, (module_name, summary) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == named:
+            module = importlib.import_module(module_name)
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    return parser
+
+
+def _replace_what_cannot_be_encoded() -> None:
+    """Lets a terminal or a pipe without UTF-8 show "?" for "±" rather than fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

@@ -1,0 +1,181 @@
+"""`rmsprop-jax demo`: its options, and what it does in which order."""
+
+import argparse
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .optimizers import LABELS, default_learning_rates, make_optimizers
+
+# By task: steps and batch size.
+DEFAULTS = {"digits": (240, 32), "text": (120, 16)}
+
+EXTRA = ("matplotlib", "rich", "sklearn")
+"""The packages that only `pip install 'rmsprop-jax[demo]'` brings."""
+
+DESCRIPTION = """\
+Train a small convolutional net on scikit-learn's handwritten digits and a character
+GRU on the text of Python's own manual, with RMSProp, SGD, Adagrad and Adam. Each
+optimizer's learning rate is chosen on validation data; the table reports test data.
+"""
+
+EPILOG = """\
+example: rmsprop-jax demo --task digits --optimizers rmsprop,adam --steps 500
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    count = _number(int, "a whole number, at least 1", lambda x: x >= 1)
+    fraction = _number(float, "a number in [0, 1)", lambda x: 0 <= x < 1)
+    steps, batch_size = (
+        ", ".join(f"{values[i]} for {name}" for name, values in DEFAULTS.items())
+        for i in (0, 1)
+    )
+    run = parser.add_argument_group("training")
+    run.add_argument("--task", choices=[*DEFAULTS, "all"], default="all")
+    run.add_argument(
+        "--steps", type=count, metavar="N", help=f"updates of a run (default: {steps})"
+    )
+    run.add_argument(
+        "--batch-size", type=count, metavar="N", help=f"(default: {batch_size})"
+    )
+    run.add_argument(
+        "--seeds", type=count, default=5, metavar="N",
+        help="number of seeds, each with its initial parameters and its batches, the "
+        "same for all optimizers (default: 5)",
+    )  # fmt: skip
+    run.add_argument(
+        "--optimizers", type=_names, default=list(LABELS), metavar="NAMES",
+        help=f"separated by commas (default: {','.join(LABELS)})",
+    )  # fmt: skip
+    run.add_argument(
+        "--lrs", type=_rates, metavar="RATES",
+        help="learning rates to try with every optimizer, such as 1e-3,1e-2,1e-1 "
+        "(default: five for each task and optimizer)",
+    )  # fmt: skip
+    rms = parser.add_argument_group("RMSProp alone")
+    rms.add_argument("--decay", type=fraction, default=0.9, help="(default: 0.9)")
+    rms.add_argument(
+        "--eps", default=1e-8, help="(default: 1e-8)",
+        type=_number(float, "a number, at least 0", lambda x: x >= 0),
+    )  # fmt: skip
+    rms.add_argument("--momentum", type=fraction, help="(default: none)")
+    rms.add_argument(
+        "--centered", action="store_true", help="divide by the standard deviation"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out", type=_folder, default=Path("rmsprop-jax-demo"), metavar="FOLDER",
+        help="for results.json and curves.png (default: rmsprop-jax-demo)",
+    )  # fmt: skip
+    output.add_argument("--quiet", action="store_true", help="print the table alone")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains, prints a table for each task, writes the files; returns the status."""
+    began = time.perf_counter()
+    names = list(DEFAULTS) if arguments.task == "all" else [arguments.task]
+    try:
+        from . import files, picture, progress, report, tasks, train
+
+        loaded = [tasks.TASKS[name]() for name in names]
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in EXTRA:
+            raise
+        return _fail(f"needs {error.name}: pip install 'rmsprop-jax[demo]'")
+    make = make_optimizers(
+        arguments.decay, arguments.eps, arguments.momentum, arguments.centered
+    )
+    outcomes: list[report.Outcome] = []
+    with progress.live(arguments.quiet) as observer:
+        for task in loaded:
+            steps, batch_size = DEFAULTS[task.name]
+            steps = arguments.steps or steps
+            batch_size = arguments.batch_size or batch_size
+            sweeps = {}
+            for name in arguments.optimizers:
+                rates = arguments.lrs or default_learning_rates(task.name, name)
+                with observer(f"{task.name}  {LABELS[name]}", steps) as on_progress:
+                    sweeps[name] = train.sweep(
+                        task, make[name], rates, arguments.seeds, steps, batch_size,
+                        on_progress,
+                    )  # fmt: skip
+            outcomes.append(report.Outcome(task, sweeps, batch_size))
+    report.show(outcomes)
+    seconds = time.perf_counter() - began
+    contents = {
+        "curves.png": picture.png(outcomes),
+        "results.json": files.json_bytes(
+            files.results(outcomes, vars(arguments), seconds)
+        ),
+    }
+    try:
+        files.write(arguments.out, contents)
+    except OSError as error:
+        return _fail(f"could not write to {arguments.out}: {error}")
+    if not arguments.quiet:
+        paths = " and ".join(str(arguments.out / name) for name in contents)
+        print(f"{paths}, after {time.perf_counter() - began:.0f} seconds")
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"rmsprop-jax demo: error: {message}", file=sys.stderr)
+    return 1
+
+
+def _number(
+    kind: Callable[[str], Any], accepted: str, holds: Callable[[Any], bool]
+) -> Callable[[str], Any]:
+    """Returns a converter for argparse that accepts finite numbers of a kind."""
+
+    def convert(string: str) -> Any:
+        try:
+            value = kind(string)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not holds(value):
+            raise argparse.ArgumentTypeError(f"must be {accepted}, got {string!r}")
+        return value
+
+    return convert
+
+
+def _names(string: str) -> list[str]:
+    names = list(dict.fromkeys(string.split(",")))
+    if not set(names) <= set(LABELS):
+        accepted = f"names from {','.join(LABELS)}, separated by commas"
+        raise argparse.ArgumentTypeError(f"must be {accepted}, got {string!r}")
+    return names
+
+
+def _rates(string: str) -> list[float]:
+    # Larger ones are infinite in float32.
+    accepted = "numbers greater than 0, less than 1e38, separated by commas"
+    rate = _number(float, accepted, lambda x: 0 < x < 1e38)
+    try:
+        return sorted({rate(part) for part in string.split(",")})
+    except argparse.ArgumentTypeError:
+        message = f"must be {accepted}, got {string!r}"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def _folder(string: str) -> Path:
+    """Refuses, before anything is trained, a folder that cannot be written to."""
+    path = Path(string)
+    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"must be a folder, got {string!r}, where {nearest} is a file"
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(
+            f"must be a folder to write to, got {string!r}, where {nearest} is not"
+        )
+    return path

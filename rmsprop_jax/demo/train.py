@@ -1,0 +1,121 @@
+"""Trains one optimizer at all its learning rates and seeds in one program."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .optimizers import MakeOptimizer
+from .program import batches, compile_training, evaluate, start
+from .tasks import Task
+
+EVALUATIONS = 12
+"""Points of a learning curve, besides the one before training."""
+
+Progress = Callable[[int, np.ndarray], None]
+"""Called with the steps done and the validation loss [rates, seeds]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What the training of one optimizer gave.
+
+    Attributes:
+      learning_rates: [rates], ascending.
+      evaluated_at: [evaluations], numbers of steps; the first is 0, the last all.
+      validation_loss: [evaluations, rates, seeds].
+      best: the index of the rate whose mean final validation loss is lowest.
+      test_loss: [seeds], at the best rate after the last step.
+      test_accuracy: [seeds], likewise.
+      parameters: how many the model has.
+      state_bytes_per_parameter: of the optimizer's state, for one run.
+      step_seconds: wall time per step and run, without compilation and evaluation.
+      compile_seconds: wall time until the first step could run.
+    """
+
+    learning_rates: np.ndarray
+    evaluated_at: np.ndarray
+    validation_loss: np.ndarray
+    best: int
+    test_loss: np.ndarray
+    test_accuracy: np.ndarray
+    parameters: int
+    state_bytes_per_parameter: float
+    step_seconds: float
+    compile_seconds: float
+
+
+def sweep(
+    task: Task,
+    make_optimizer: MakeOptimizer,
+    learning_rates: Sequence[float],
+    seeds: int,
+    steps: int,
+    batch_size: int,
+    on_progress: Progress = lambda step, loss: None,
+) -> Sweep:
+    """Trains `seeds` models at every learning rate and tests those at the best one.
+
+    A seed stands for initial parameters and batches: they are the same for every
+    learning rate and every optimizer, so differences may be taken seed by seed.
+    """
+    began = time.perf_counter()
+    rates = jnp.asarray(learning_rates, jnp.float32)
+    graphdef, state = start(task, make_optimizer, rates, seeds)
+    indices = batches(len(task.train.inputs), batch_size, steps, seeds)
+    advance = compile_training(
+        graphdef, make_optimizer, rates, indices, task.train, state
+    )
+    losses = [evaluate(graphdef, state[0], task.validation)[0]]
+    compiled = time.perf_counter()
+    on_progress(0, losses[0])
+
+    evaluated_at = _checkpoints(steps)
+    training = 0.0
+    for first, last in itertools.pairwise(evaluated_at.tolist()):
+        resumed = time.perf_counter()
+        state = jax.block_until_ready(advance(state, first, last))
+        training += time.perf_counter() - resumed
+        losses.append(evaluate(graphdef, state[0], task.validation)[0])
+        on_progress(last, losses[-1])
+
+    best = best_rate(losses[-1])
+    chosen = jax.tree.map(lambda x: x[best : best + 1], state[0])
+    test_loss, test_accuracy = evaluate(graphdef, chosen, task.test)
+    runs = seeds * len(learning_rates)
+    parameters = _total(state[0], "size") // runs
+    return Sweep(
+        learning_rates=np.asarray(learning_rates, float),
+        evaluated_at=evaluated_at,
+        validation_loss=np.stack(losses),
+        best=best,
+        test_loss=test_loss[0],
+        test_accuracy=test_accuracy[0],
+        parameters=parameters,
+        state_bytes_per_parameter=_total(state[1], "nbytes") / runs / parameters,
+        step_seconds=training / steps / runs,
+        compile_seconds=compiled - began,
+    )
+
+
+def best_rate(validation_loss: np.ndarray) -> int:
+    """Returns the index of the lowest mean over seeds of a loss [rates, seeds].
+
+    A loss that is not finite counts as infinite: a run that diverged does not win.
+    """
+    finite = np.where(np.isfinite(validation_loss), validation_loss, np.inf)
+    return int(np.argmin(finite.mean(axis=1)))
+
+
+def _checkpoints(steps: int) -> np.ndarray:
+    """Returns [evaluations] ascending numbers of steps, from 0 to `steps`."""
+    return np.unique(np.linspace(0, steps, EVALUATIONS + 1).round().astype(int))
+
+
+def _total(tree: Any, attribute: str) -> int:
+    return sum(getattr(leaf, attribute) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,241 @@
+"""The command line: options, errors, interruptions and the files it leaves."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rmsprop_jax
+from rmsprop_jax import cli
+from rmsprop_jax.demo import files, train
+
+pytestmark = pytest.mark.optimized
+
+OPTIONS = (
+    *("--task", "digits", "--steps", "6", "--seeds", "2", "--batch-size", "8"),
+    *("--optimizers", "rmsprop,sgd", "--lrs", "1e-2,1e-3"),
+    *("--decay", "0.8", "--momentum", "0.5", "--centered"),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run: the folder, and what went to standard output and error."""
+    out = tmp_path_factory.mktemp("demo") / "new" / "folder"
+    command = [sys.executable, "-m", "rmsprop_jax", "demo", *OPTIONS, "--out", str(out)]
+    # Errors for our warnings, too: a person should see none.
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8", "PYTHONWARNINGS": "error"}
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", check=True, env=environment
+    )
+    return out, done.stdout, done.stderr
+
+
+def test_results_are_json_of_what_was_asked_for(finished):
+    out, stdout, _ = finished
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    text = (out / "results.json").read_text(encoding="utf-8")
+    results = json.loads(text, parse_constant=refuse)
+    assert results["options"]["decay"] == 0.8
+    assert results["options"]["momentum"] == 0.5
+    assert results["options"]["centered"] is True
+    assert results["versions"]["rmsprop_jax"] == rmsprop_jax.__version__
+    assert 0 < results["compile_seconds"] < results["seconds"]
+    (task,) = results["tasks"].values()
+    assert task["verdict"] in stdout
+    assert list(task["optimizers"]) == ["rmsprop", "sgd"]
+    for optimizer in task["optimizers"].values():
+        rates = optimizer["learning_rates"]
+        losses = optimizer["final_validation_loss_by_rate_and_seed"]
+        assert rates == [1e-3, 1e-2]
+        means = [sum(row) / len(row) for row in losses]
+        best = means.index(min(means))
+        assert optimizer["best_learning_rate"] == rates[best]
+        assert optimizer["curve_steps"] == list(range(7))
+        assert optimizer["curve_validation_loss_by_step_and_seed"][-1] == losses[best]
+        assert len(optimizer["test_loss_by_seed"]) == 2
+        assert all(0 <= x <= 1 for x in optimizer["test_accuracy_by_seed"])
+        assert optimizer["seconds_per_step_and_run"] > 0
+    # nu, mu and the momentum, each in float32.
+    per_parameter = task["optimizers"]["rmsprop"]["state_bytes_per_parameter"]
+    assert 12 <= per_parameter < 12.1
+    assert task["optimizers"]["sgd"]["state_bytes_per_parameter"] == 0
+
+
+def test_the_folder_has_the_results_and_a_picture_and_nothing_else(finished):
+    out, stdout, _ = finished
+    assert sorted(p.name for p in out.iterdir()) == ["curves.png", "results.json"]
+    from matplotlib.image import imread
+
+    pixels = imread(out / "curves.png")
+    assert pixels.shape[0] > 500
+    assert pixels.shape[1] > 1000
+    assert pixels.std() > 0.05
+    assert str(out / "curves.png") in stdout
+
+
+def test_output_that_is_piped_is_plain_and_whole(finished):
+    _, stdout, stderr = finished
+    assert "\x1b" not in stdout + stderr
+    assert "…" not in stdout
+    assert "± " in stdout
+    assert "† at the edge of its grid" in stdout
+    assert all("6 steps" in line for line in stderr.splitlines())
+    assert [line.split()[:2] for line in stderr.splitlines()] == [
+        ["digits", "RMSProp"],
+        ["digits", "SGD"],
+    ]
+
+
+def test_version_and_module_are_the_console_script():
+    done = subprocess.run(
+        [sys.executable, "-m", "rmsprop_jax", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == f"rmsprop-jax {rmsprop_jax.__version__}"
+    assert not done.stderr
+
+
+def test_help_lists_commands_and_options(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "demo" in capsys.readouterr().out
+    assert cli.main(["demo", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "example: rmsprop-jax demo" in shown
+    assert "RMSProp alone" in shown
+    assert cli.main([]) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "accepted"),
+    [
+        ("--decay", "1.5", "a number in [0, 1)"),
+        ("--decay", "nan", "a number in [0, 1)"),
+        ("--momentum", "1", "a number in [0, 1)"),
+        ("--eps", "-1", "a number, at least 0"),
+        ("--steps", "0", "a whole number, at least 1"),
+        ("--steps", "2.5", "a whole number, at least 1"),
+        ("--seeds", "none", "a whole number, at least 1"),
+        ("--batch-size", "-3", "a whole number, at least 1"),
+        ("--optimizers", "adam,foo", "names from rmsprop,sgd,adagrad,adam"),
+        ("--lrs", "1e-3,0", "numbers greater than 0"),
+        ("--lrs", "1e-3,,1", "numbers greater than 0"),
+        ("--task", "images", "digits"),
+        ("--out", __file__, "a folder"),
+        ("--out", __file__ + "/inside", "a folder"),
+    ],
+)
+def test_bad_options_get_one_line(option, value, accepted, capsys):
+    assert cli.main(["demo", f"{option}={value}"]) == 2
+    stdout, stderr = capsys.readouterr()
+    assert not stdout
+    assert stderr.count("\n") == 1
+    assert f"argument {option}" in stderr
+    assert value in stderr
+    assert accepted in stderr
+
+
+def test_unknown_commands_and_options_get_one_line(capsys):
+    for arguments in (["dance"], ["demo", "--stepz", "3"], ["demo", "--step", "3"]):
+        assert cli.main(arguments) == 2
+        stderr = capsys.readouterr().err
+        assert stderr.count("\n") == 1
+        assert arguments[-2 if len(arguments) > 1 else 0] in stderr
+
+
+@pytest.mark.parametrize("package", ["rich", "matplotlib", "sklearn"])
+def test_a_missing_extra_says_what_to_install(package, tmp_path):
+    # In a process of its own: here the package has long been imported.
+    program = (
+        f"import sys; sys.modules[{package!r}] = None; from rmsprop_jax import cli; "
+        f"sys.exit(cli.main(['demo', '--task=digits', '--out={tmp_path / 'out'}']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "pip install 'rmsprop-jax[demo]'" in done.stderr
+    assert package in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_training_leaves_what_was_there(tmp_path, monkeypatch, capsys):
+    (tmp_path / "results.json").write_text("older")
+    monkeypatch.setattr(train, "sweep", interrupt)
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 130
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    assert (tmp_path / "results.json").read_text() == "older"
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_process_without_a_crash(tmp_path):
+    """A real signal, once the training has begun: XLA's threads are at work."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-u", "-c", SIGNALLED, "demo", "--task=digits"]
+    done = subprocess.run(
+        [*command, "--seeds=1", "--lrs=0.01", "--steps=100000", f"--out={out}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "rmsprop-jax: interrupted\n"
+    assert not out.exists()
+
+
+# The command line, but with a Ctrl-C in the middle of the first stretch of training.
+SIGNALLED = """
+import os, signal, sys, threading
+from rmsprop_jax import cli
+from rmsprop_jax.demo import program, train
+
+def compile_training(*args):
+    advance = program.compile_training(*args)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    return lambda state, first, last: advance(state, 0, 300)
+
+train.compile_training = compile_training
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_failure_while_writing_leaves_what_was_there(tmp_path, monkeypatch, error):
+    (tmp_path / "results.json").write_text("older")
+    write_bytes = Path.write_bytes
+
+    def half(path, data):
+        write_bytes(path, data[: len(data) // 2])
+        if "results" in path.name:
+            raise error
+        return len(data) // 2
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    contents = {"curves.png": b"picture", "results.json": b"newer"}
+    with pytest.raises(error):
+        files.write(tmp_path, contents)
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    assert (tmp_path / "results.json").read_text() == "older"
+    with pytest.raises(error):
+        files.write(tmp_path / "new", contents)
+    assert not (tmp_path / "new").exists()
+
+
+def test_writing_replaces_what_was_there(tmp_path):
+    (tmp_path / "results.json").write_text("older")
+    files.write(tmp_path, {"results.json": b"newer"})
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    assert (tmp_path / "results.json").read_bytes() == b"newer"
