@@ -1,4 +1,7 @@
-"""RMSProp for JAX: exact, correct in every dtype, light on memory."""
+"""RMSProp for JAX: exact, and correct in every dtype.
+
+`rmsprop` is the optimizer, `scale_by_rms` its division alone, `decay` has schedules.
+"""
 
 from . import decay as decay
 from ._rmsprop import rmsprop as rmsprop

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from . import _checks, storage
@@ -46,6 +47,7 @@ def momentum(
         return optax.TraceState(trace=jax.tree.map(zeros, params))
 
     def accumulate(u: jax.Array, b: jax.Array) -> jax.Array:
+        storage.same_kind("gradient", u, "momentum", b)
         dtype = storage.like(u, storage.arithmetic_dtype(u, b))
         b = storage.read(b, storage.arithmetic_dtype(u, b))
         return u.astype(dtype) + jnp.asarray(momentum, dtype) * b
@@ -54,13 +56,14 @@ def momentum(
         updates: optax.Updates, state: Any, params: Any = None
     ) -> tuple[optax.Updates, optax.TraceState]:
         del params
+        _checks.state_of("momentum", state, optax.TraceState)
         buffer = _map(accumulate, updates, state.trace)
         steps = _map(accumulate, updates, buffer) if nesterov else buffer
         trace = jax.tree.map(
             lambda b, stored: stored if b is None else storage.write(b, stored),
             buffer,
             state.trace,
-            is_leaf=_is_none,
+            is_leaf=_checks.is_none,
         )
         return steps, optax.TraceState(trace=trace)
 
@@ -70,16 +73,47 @@ def momentum(
 def add_params(
     scale: optax.GradientTransformation, mask: Any
 ) -> optax.GradientTransformation:
-    """Adds the parameters, scaled, to the updates."""
+    """Adds the parameters that the mask chooses, scaled, to the updates."""
+
+    def init(params: optax.Params) -> optax.OptState:
+        if jax.tree.leaves(params):  # not where `tree_map_params` asks what is whose
+            _chosen(mask, params)
+        return scale.init(params)
+
+    def like_update(u: jax.Array, p: Any) -> Any:
+        if p is None:
+            return None
+        storage.same_kind("parameter", p, "gradient", u)
+        return jnp.asarray(p, u.dtype)
 
     def update(
-        updates: optax.Updates, state: Any, params: Any = None
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, Any]:
-        scaled, state = scale.update(params, state)
-        return _map(jnp.add, updates, scaled), state
+        decaying = _map(like_update, updates, _chosen(mask, params))
+        scaled, state = scale.update(decaying, state)
+        return _map(lambda u, s: u if s is None else u + s, updates, scaled), state
 
-    add = optax.GradientTransformation(scale.init, update)
-    return add if mask is None else optax.masked(add, mask)
+    return optax.GradientTransformation(init, update)
+
+
+def _chosen(mask: Any, params: Any) -> Any:
+    """Returns the parameters with None for those that a mask leaves out."""
+    if mask is None:
+        return params
+    chosen = mask(params) if callable(mask) else mask
+    try:
+        if not all(isinstance(on, bool | np.bool_) for on in jax.tree.leaves(chosen)):
+            raise ValueError(f"got {chosen!r}")
+        return jax.tree.map(
+            lambda on, part: part if on else jax.tree.map(lambda _: None, part),
+            chosen,
+            params,
+        )
+    except ValueError as error:
+        raise ValueError(
+            "`weight_decay_mask` must be a tree of booleans like the parameters, or a "
+            f"function that returns one: {error}"
+        ) from error
 
 
 def in_wide_dtype(
@@ -90,12 +124,10 @@ def in_wide_dtype(
     So no step of the chain rounds to a narrow dtype or promotes its state, whatever
     the dtypes of parameters, gradients and hyperparameters are.
     """
+    sign = -1 if maximize else 1
 
-    def widened(g: Any, x: Any) -> jax.Array:
-        return jnp.asarray(x, storage.like(g, storage.arithmetic_dtype(g)))
-
-    def init(params: optax.Params) -> optax.OptState:
-        return storage.placed(inner.init(params), params)
+    def widened(g: Any) -> jax.Array:
+        return sign * jnp.asarray(g, storage.like(g, storage.arithmetic_dtype(g)))
 
     def update(
         updates: optax.Updates,
@@ -114,12 +146,10 @@ def in_wide_dtype(
             )
         else:
             _checks.same_tree("gradients", updates, "params", params)
-            params = _map(widened, updates, params)
-        wide = _map(lambda g: -widened(g, g) if maximize else widened(g, g), updates)
-        steps, state = inner.update(wide, state, params)
+        steps, state = inner.update(_map(widened, updates), state, params)
         return _map(lambda g, u: u.astype(jnp.result_type(g)), updates, steps), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(storage.placed(inner.init), update)
 
 
 def _map(function: Callable[..., Any], updates: Any, *rest: Any) -> Any:
@@ -128,9 +158,5 @@ def _map(function: Callable[..., Any], updates: Any, *rest: Any) -> Any:
         lambda u, *others: None if u is None else function(u, *others),
         updates,
         *rest,
-        is_leaf=_is_none,
+        is_leaf=_checks.is_none,
     )
-
-
-def _is_none(leaf: Any) -> bool:
-    return leaf is None

@@ -4,15 +4,17 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from . import _chain, _checks
+from ._signature import factory
 from ._transform import scale_by_rms
 
 WEIGHT_DECAY_MODES = ("coupled", "decoupled", "independent")
 
 
-@_checks.factory
+@factory
 def rmsprop(
     learning_rate: optax.ScalarOrSchedule | None,
     decay: jax.typing.ArrayLike | Callable[[Any], Any] = 0.9,
@@ -106,8 +108,10 @@ def rmsprop(
       (https://arxiv.org/abs/1711.05101). The arguments are those of `optax.rmsprop`
       in Optax 0.2.8; those after ``*`` are ours.
     """
-    if not callable(learning_rate) and learning_rate is not None:
-        _checks.number("learning_rate", learning_rate, "finite")
+    if callable(learning_rate):
+        _checks.number("learning_rate", learning_rate, "a number", or_schedule=True)
+    elif learning_rate is not None:
+        _checks.number("learning_rate", learning_rate, "finite", or_schedule=True)
     _checks.flag("maximize", maximize)
     rms = scale_by_rms(
         decay,
@@ -131,7 +135,7 @@ def rmsprop(
             _chain.scale(rate, 1 if coupled else -1), weight_decay_mask
         )
         chain.insert(0 if coupled else len(chain), decayed)
-    elif weight_decay_mask is not None:
+    elif weight_decay_mask is not None and weight_decay is None:
         raise ValueError("`weight_decay_mask` needs `weight_decay`, which is not set.")
     return _chain.in_wide_dtype(
         optax.chain(*chain), maximize, needs_params=rate is not None
@@ -157,10 +161,12 @@ def _weight_decay_rate(learning_rate: Any, weight_decay: Any, mode: str) -> Any:
             "`weight_decay_mode` 'decoupled' multiplies with `learning_rate`, which is "
             "None: use 'independent'."
         )
-    if not callable(learning_rate) and not callable(weight_decay):
-        return learning_rate * weight_decay
+    rates = (learning_rate, weight_decay)
 
-    def at(rate: Any, count: Any) -> Any:
-        return rate(count) if callable(rate) else rate
+    def product(count: Any) -> Any:
+        factors = [rate(count) if callable(rate) else rate for rate in rates]
+        if not all(isinstance(factor, int | float) for factor in factors):
+            factors = [jnp.asarray(factor, float) for factor in factors]
+        return factors[0] * factors[1]
 
-    return lambda count: at(learning_rate, count) * at(weight_decay, count)
+    return product if any(map(callable, rates)) else product(0)

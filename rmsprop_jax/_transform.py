@@ -9,11 +9,15 @@ import jax.numpy as jnp
 import optax
 
 from . import _checks, storage
-from .decay import constant, debiased
+from ._signature import factory
+from .decay import as_schedule
 
 
 class ScaleByRmsState(NamedTuple):
     """State of `scale_by_rms`, the same for every option.
+
+    A learning-rate schedule has a `count` of its own beside this one, so that
+    `optax.tree_utils.tree_get(state, "count")` finds two: ask for "ScaleByRmsState".
 
     Attributes:
       count: how many updates were done, an int32 scalar.
@@ -27,7 +31,7 @@ class ScaleByRmsState(NamedTuple):
     mu: optax.Updates | None
 
 
-@_checks.factory
+@factory
 def scale_by_rms(
     decay: jax.typing.ArrayLike | Callable[[Any], Any] = 0.9,
     eps: jax.typing.ArrayLike = 1e-8,
@@ -55,13 +59,16 @@ def scale_by_rms(
 
     Args:
       decay: how much of the average a step keeps: a number in [0, 1), or a schedule,
-        a function of the number of updates done (`rmsprop_jax.decay` has some).
+        a function of the number of updates done that stays in [0, 1)
+        (`rmsprop_jax.decay` has some).
       eps: keeps the division from zero, at least 0: in units of the gradient, or of
         its square where `eps_in_sqrt`.
       initial_scale: the initial value of `nu`, at least 0 (TF1 starts at 1).
       eps_in_sqrt: whether `eps` is added inside the square root or outside.
       bias_correction: whether to use the average of the gradients seen, without the
-        initial value: short for ``decay=rmsprop_jax.decay.debiased(decay)``.
+        initial value: short for ``decay=rmsprop_jax.decay.debiased(decay)``. It agrees
+        with Optax where Optax is right: for `initial_scale` 0 and, where centred, from
+        the second step on (the first divides by a variance of zero there).
       centered: whether to divide by the standard deviation instead. The variance is
         itself the state, so it is never negative; where it falls under the rounding
         error of |g|², as it does for constant gradients, that error stands in (so |u|
@@ -106,7 +113,7 @@ def scale_by_rms(
       Networks, 2013 (https://arxiv.org/abs/1308.0850). The arguments are those of
       `optax.scale_by_rms` in Optax 0.2.8; those after ``*`` are ours.
     """
-    schedule = _decay_schedule(decay, bias_correction)
+    schedule = as_schedule(decay, bias_correction)
     _checks.number("eps", eps, "finite and at least 0")
     _checks.number("initial_scale", initial_scale, "finite and at least 0")
     _checks.flag("eps_in_sqrt", eps_in_sqrt)
@@ -123,17 +130,17 @@ def scale_by_rms(
         _checks.floating_leaves("params", params)
         nu = partial(storage.full, value=initial_scale, dtype=nu_dtype, real=True)
         mu = partial(storage.full, value=0, dtype=mu_dtype)
-        state = ScaleByRmsState(
+        return ScaleByRmsState(
             count=jnp.zeros((), jnp.int32),
             nu=jax.tree.map(nu, params),
             mu=jax.tree.map(mu, params) if centered else None,
         )
-        return storage.placed(state, params)
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, Any]:
         del params
+        _checks.state_of("scale_by_rms", state, ScaleByRmsState)
         _checks.floating_leaves("gradients", updates)
         _checks.same_tree("gradients", updates, "state's nu", state.nu)
         if state.nu is not None and centered == (state.mu is None):
@@ -146,7 +153,7 @@ def scale_by_rms(
             _update_leaf, schedule(state.count), eps_root, eps, skip_nonfinite
         )
         # None is a leaf here: a parameter without a gradient.
-        grads, treedef = jax.tree.flatten(updates, is_leaf=lambda leaf: leaf is None)
+        grads, treedef = jax.tree.flatten(updates, is_leaf=_checks.is_none)
         nus = treedef.flatten_up_to(state.nu)
         mus = treedef.flatten_up_to(state.mu) if centered else [None] * len(nus)
         leaves = [step(*leaf) for leaf in zip(grads, nus, mus, strict=True)]
@@ -157,20 +164,7 @@ def scale_by_rms(
             mu=treedef.unflatten(mus) if centered else None,
         )
 
-    return optax.GradientTransformation(init, update)
-
-
-def _decay_schedule(decay: Any, bias_correction: Any) -> Callable[[Any], Any]:
-    _checks.number("decay", decay, "in [0, 1)", or_schedule=True)
-    _checks.flag("bias_correction", bias_correction)
-    if not callable(decay):
-        return debiased(decay) if bias_correction else constant(decay)
-    if bias_correction:
-        raise ValueError(
-            "`bias_correction` needs `decay` to be a number, got a schedule: bias "
-            "correction is itself the schedule rmsprop_jax.decay.debiased(number)."
-        )
-    return decay
+    return optax.GradientTransformation(storage.placed(init), update)
 
 
 def _update_leaf(
@@ -179,8 +173,10 @@ def _update_leaf(
     """Returns the update of one leaf, and its accumulators, as they are stored."""
     if g is None:
         return None, nu, mu
+    if mu is not None:
+        storage.same_kind("gradient", g, "mu", mu)
     real = storage.arithmetic_dtype(g, nu)
-    u, new_nu, new_mu, known = _recursion(
+    u, new_nu, new_mu = _recursion(
         jnp.asarray(g, storage.like(g, real)),
         storage.read(nu, real),
         None if mu is None else storage.read(mu, real),
@@ -188,15 +184,11 @@ def _update_leaf(
         take=jnp.asarray(1 - rho, real),  # in the caller's precision, then rounded
         eps_root=jnp.asarray(eps_root, real),
         eps=jnp.asarray(eps, real),
+        skip_nonfinite=skip_nonfinite,
     )
-
-    def stored(new: jax.Array, old: Any) -> jax.Array:
-        new = storage.write(new, old)
-        return jnp.where(known, new, old) if skip_nonfinite else new
-
-    u = jnp.where(known, u, 0) if skip_nonfinite else u
-    new_mu = None if new_mu is None else stored(new_mu, mu)
-    return u.astype(jnp.result_type(g)), stored(new_nu, nu), new_mu
+    if new_mu is not None:
+        new_mu = storage.write(new_mu, mu)
+    return u.astype(jnp.result_type(g)), storage.write(new_nu, nu), new_mu
 
 
 def _recursion(
@@ -208,28 +200,32 @@ def _recursion(
     take: jax.Array,
     eps_root: jax.Array,
     eps: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]:
-    """The equation in the docstring of `scale_by_rms`, in one precision throughout.
-
-    Returns u, nu, mu, and where the gradient was one that can be squared.
-    """
+    skip_nonfinite: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The equation in the docstring of `scale_by_rms`, in one precision throughout."""
     delta = g if mu is None else g - mu
     square = _square(delta)
+
+    def unless_skipped(new: jax.Array, old: Any) -> jax.Array:
+        return jnp.where(jnp.isfinite(square), new, old) if skip_nonfinite else new
+
     if mu is None:
-        new_nu = variance = keep * nu + take * square
         new_mu = None
+        new_nu = variance = unless_skipped(keep * nu + take * square, nu)
     else:
-        new_mu = mu + storage.on_parts(lambda part: take * part, delta)
+        step = storage.on_parts(lambda part: take * part, delta)
+        new_mu = unless_skipped(mu + step, mu)
         # g_t - mu_t is rho delta_t; so written, nu cannot be negative. Not infinite,
         # because rho may be 0; the floor is, where it matters.
         most = float(jnp.finfo(nu.dtype).max)
-        new_nu = keep * nu + take * keep * jnp.minimum(square, most)
+        spread = take * keep * jnp.minimum(square, most)
+        new_nu = unless_skipped(keep * nu + spread, nu)
         floor = jnp.where(keep > 0, jnp.finfo(nu.dtype).eps, 1)
         variance = jnp.maximum(new_nu, floor * _square(g))
     # The smallest normal number: 0 / 0 is then 0, and so is its derivative.
     root = jnp.sqrt(jnp.maximum(variance + eps_root, jnp.finfo(nu.dtype).tiny))
     u = storage.on_parts(lambda part: part / (root + eps), g)
-    return u, new_nu, new_mu, jnp.isfinite(square)
+    return unless_skipped(u, 0), new_nu, new_mu
 
 
 def _square(x: jax.Array) -> jax.Array:

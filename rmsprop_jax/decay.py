@@ -10,10 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from . import _checks
 
 Schedule = Callable[[Any], Any]
+
+_TINY = 1e-37  # has a logarithm
 
 
 def constant(value: jax.typing.ArrayLike) -> Schedule:
@@ -69,9 +73,15 @@ def debiased(value: jax.typing.ArrayLike) -> Schedule:
 
     def schedule(count: Any) -> jax.Array:
         done = jnp.asarray(count, float)
+        # expm1, because 1 - 0.999 in float32 has lost four digits; and the logarithm
+        # in float64 where it can be, because float32 makes 1 of 1 - 1e-8.
+        if isinstance(value, Tracer):
+            below_one = 1 - float(jnp.finfo(done.dtype).epsneg)
+            log = jnp.log(jnp.clip(jnp.asarray(value, done.dtype), _TINY, below_one))
+        else:
+            exact = np.maximum(np.asarray(value, np.float64), _TINY)
+            log = jnp.asarray(np.log(exact), done.dtype)
         rho = jnp.asarray(value, done.dtype)
-        # expm1, because 1 - 0.999 in float32 has lost four digits.
-        log = jnp.log(jnp.maximum(rho, jnp.finfo(done.dtype).tiny))
         return rho * jnp.expm1(done * log) / jnp.expm1((done + 1) * log)
 
     return schedule
@@ -107,3 +117,17 @@ def power(exponent: jax.typing.ArrayLike = 0.8) -> Schedule:
         return -jnp.expm1(-jnp.asarray(exponent, step.dtype) * jnp.log(step))
 
     return schedule
+
+
+def as_schedule(decay: Any, bias_correction: Any) -> Schedule:
+    """Returns the schedule that these two arguments of `scale_by_rms` mean."""
+    _checks.number("decay", decay, "in [0, 1)", or_schedule=True)
+    _checks.flag("bias_correction", bias_correction)
+    if not callable(decay):
+        return debiased(decay) if bias_correction else constant(decay)
+    if bias_correction:
+        raise ValueError(
+            "`bias_correction` needs `decay` to be a number, got a schedule: bias "
+            "correction is itself the schedule rmsprop_jax.decay.debiased(number)."
+        )
+    return decay

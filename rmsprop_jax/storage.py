@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 
 _ACCEPTED = ("float32", "float64")
 
@@ -75,30 +77,38 @@ def full(leaf: Any, value: Any, dtype: Any, *, real: bool = False) -> jax.Array:
       real: whether the accumulator is real where `leaf` is complex.
     """
     dtype = arithmetic_dtype(leaf) if dtype is None else dtype
-    return jnp.full_like(leaf, value, dtype=dtype if real else like(leaf, dtype))
+    array = jnp.full_like(leaf, value, dtype=dtype if real else like(leaf, dtype))
+    # A scalar full of an array is that array, which cannot be donated twice.
+    return jnp.copy(array) if isinstance(value, jax.Array) else array
 
 
-def placed(state: Any, params: Any) -> Any:
-    """Returns a fresh `state` with its scalars on the devices of `params`, replicated.
+def placed(init: optax.TransformInitFn) -> optax.TransformInitFn:
+    """Returns `init` that makes scalars on the devices of the parameters, replicated.
 
     They would move there in the first update, which would then compile twice.
     """
-    shardings = (
-        leaf.sharding
-        for leaf in jax.tree.leaves(params)
-        if not isinstance(leaf, Tracer) and getattr(leaf, "committed", False)
-    )
-    sharding = next(shardings, None)
-    if sharding is None:
-        return state
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        replicated = jax.sharding.PartitionSpec()
-        sharding = jax.sharding.NamedSharding(sharding.mesh, replicated)
 
-    def place(leaf: jax.Array) -> jax.Array:
-        return leaf if leaf.committed else jax.device_put(leaf, sharding)
+    def placed_init(params: optax.Params) -> optax.OptState:
+        shardings = [
+            leaf.sharding
+            for leaf in jax.tree.leaves(params)
+            if not isinstance(leaf, Tracer) and getattr(leaf, "committed", False)
+        ]
+        if len({frozenset(s.device_set) for s in shardings}) != 1:
+            return init(params)
+        sharding = shardings[0]
+        if not isinstance(sharding, NamedSharding):
+            with jax.default_device(min(sharding.device_set, key=lambda d: d.id)):
+                return init(params)
 
-    return jax.tree.map(place, state)
+        def place(leaf: jax.Array) -> jax.Array:
+            if isinstance(leaf, Tracer) or leaf.committed:
+                return leaf
+            return jax.device_put(leaf, NamedSharding(sharding.mesh, PartitionSpec()))
+
+        return jax.tree.map(place, init(params))
+
+    return placed_init
 
 
 def read(stored: Any, dtype: Any) -> jax.Array:
@@ -113,8 +123,28 @@ def read(stored: Any, dtype: Any) -> jax.Array:
 
 
 def write(value: jax.Array, stored: Any) -> jax.Array:
-    """Returns `value` in the form of `stored`, the accumulator that it replaces."""
+    """Returns `value` in the form of `stored`, the accumulator that it replaces.
+
+    Raises:
+      ValueError: if a hyperparameter was an array too large for the leaf.
+    """
+    if value.shape != stored.shape:
+        raise ValueError(
+            f"A hyperparameter is an array that makes {value.shape} of an accumulator "
+            f"of shape {stored.shape}: use numbers, or arrays that broadcast to every "
+            "leaf."
+        )
     return value.astype(stored.dtype)
+
+
+def same_kind(what: str, value: Any, other: str, counterpart: Any) -> None:
+    """Raises unless both are complex, or neither."""
+    if jnp.iscomplexobj(value) != jnp.iscomplexobj(counterpart):
+        raise TypeError(
+            f"A {what} is {jnp.result_type(value)}, but its {other} is "
+            f"{jnp.result_type(counterpart)}: parameters, gradients and state must all "
+            "be complex, or none of them."
+        )
 
 
 def on_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:

@@ -1,6 +1,8 @@
 """Imports go one way, files stay small, and the update rule stands in one place."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,12 @@ PACKAGE = Path(__file__).parent.parent / "rmsprop_jax"
 # Which modules of the package each module may import.
 MAP = {
     "_checks": set(),
+    "_signature": {"_checks"},
     "storage": set(),
     "decay": {"_checks"},
-    "_transform": {"_checks", "storage", "decay"},
+    "_transform": {"_checks", "_signature", "storage", "decay"},
     "_chain": {"_checks", "storage"},
-    "_rmsprop": {"_checks", "_chain", "_transform"},
+    "_rmsprop": {"_checks", "_signature", "_chain", "_transform"},
     "__init__": {"decay", "_rmsprop", "_transform"},
     "__main__": {"cli"},
 }
@@ -63,9 +66,6 @@ def test_the_core_needs_jax_and_optax_only():
 
 
 def test_importing_the_package_imports_nothing_for_people():
-    import subprocess
-    import sys
-
     code = (
         "import sys, rmsprop_jax; print([m for m in sys.modules if m.split('.')[0] in "
         "('rich', 'matplotlib', 'sklearn', 'torch', 'tensorflow', 'flax') "
@@ -82,9 +82,6 @@ def test_core_files_are_short(name):
 
 
 def test_the_update_rule_stands_in_one_place():
-    roots = [
-        name for name, path in modules() if "sqrt(" in path.read_text().split('"""')[-1]
-    ]
     code = {name: path for name, path in modules() if name in CORE}
     with_root = [
         name
@@ -94,13 +91,16 @@ def test_the_update_rule_stands_in_one_place():
             for node in ast.walk(ast.parse(path.read_text()))
         )
     ]
-    assert with_root == ["_transform"], roots
+    assert with_root == ["_transform"]
 
 
 def test_the_top_level_holds_what_the_design_says():
-    allowed = {"pyproject.toml", "README.md", "LICENSE", "rmsprop_jax", "tests"}
-    allowed |= {"notebooks", "build", "dist"}
-    found = {p.name for p in PACKAGE.parent.iterdir() if not p.name.startswith(".")}
-    assert {x for x in found if not x.endswith(".egg-info")} - allowed <= {
-        "rmsprop-jax-demo"  # where the demo writes unless told otherwise
-    }
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=PACKAGE.parent, capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    found = {name.split("/")[0] for name in listed.stdout.splitlines()}
+    assert {name for name in found if not name.startswith(".")} == {
+        "pyproject.toml", "README.md", "LICENSE", "rmsprop_jax", "tests", "notebooks",
+    }  # fmt: skip

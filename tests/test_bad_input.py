@@ -1,5 +1,7 @@
 """Malformed calls: each error names the argument or the leaf, and what to do."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +41,7 @@ CONSTRUCTION = [
     (lambda: rmsprop(0.1, 0.9, 1e-8, 0, 1e-5), TypeError, ["`eps_in_sqrt`", "1e-05"]),
     (lambda: rmsprop(0.1, centered="yes"), TypeError, ["`centered`", "'yes'"]),
     (lambda: rmsprop(0.1, maximize=3), TypeError, ["`maximize`", "3"]),
-    (lambda: rmsprop(0.1, skip_nonfinite=None), TypeError, ["`skip_nonfinite`"]),
+    (lambda: rmsprop(0.1, skip_nonfinite=2), TypeError, ["`skip_nonfinite`", "2"]),
     (lambda: rmsprop(0.1, momentum=-0.9), ValueError, ["`momentum`", "-0.9"]),
     (lambda: rmsprop(0.1, momentum=1.9), ValueError, ["`momentum`", "1.9"]),
     (lambda: rmsprop(0.1, nesterov=True), ValueError, ["`nesterov`", "`momentum`"]),
@@ -49,6 +51,7 @@ CONSTRUCTION = [
         ["`accumulator_dtype`", "`momentum`"],
     ),
     (lambda: rmsprop(NAN), ValueError, ["`learning_rate`", "nan"]),
+    (lambda: rmsprop(lambda: 0.1), ValueError, ["`learning_rate`", "schedule"]),
     (lambda: rmsprop("0.1"), TypeError, ["`learning_rate`", "'0.1'"]),
     (lambda: rmsprop(0.1, weight_decay=-1), ValueError, ["`weight_decay`", "-1"]),
     (
@@ -96,6 +99,26 @@ CONSTRUCTION = [
         ["`epsilon`", "`eps`"],
     ),
     (
+        lambda: optax.inject_hyperparams(partial(rmsprop, decay=0.5))(lr=0.1),
+        TypeError,
+        ["`lr`", "`learning_rate`"],
+    ),
+    (
+        lambda: optax.inject_hyperparams(rmsprop)(0.1, nu_dtype="flaot").init(ONES),
+        TypeError,
+        ["`nu_dtype`", "flaot"],
+    ),
+    (
+        lambda: rmsprop(0.1, weight_decay=1, weight_decay_mask={"z": True}).init(ONES),
+        ValueError,
+        ["`weight_decay_mask`", "booleans"],
+    ),
+    (
+        lambda: rmsprop(0.1, weight_decay=1, weight_decay_mask="all").init(ONES),
+        ValueError,
+        ["`weight_decay_mask`", "booleans"],
+    ),
+    (
         lambda: optax.inject_hyperparams(rmsprop)(0.1, eps=-1.0).init(ONES),
         ValueError,
         ["`eps`", "-1.0"],
@@ -119,6 +142,13 @@ def ones(**leaves):
 TREES = [
     (lambda tx: tx.init(ones(n=jnp.arange(3))), TypeError, ["params['n']", "int32"]),
     (lambda tx: tx.init(ones(n=np.ones(3, bool))), TypeError, ["params['n']", "bool"]),
+    (lambda tx: tx.init(ones(n="abc")), TypeError, ["params['n']", "str"]),
+    (lambda tx: tx.init(ones(n=print)), TypeError, ["params['n']", "function"]),
+    (
+        lambda tx: tx.update(ones(n=jnp.ones(2)), tx.init(ones(n=None)), ones(n=None)),
+        ValueError,
+        ["gradients['n']", "(2,)", "None in `init`"],
+    ),
     (lambda tx: tx.init(ones(n=3)), TypeError, ["params['n']", "int32", "masked"]),
     (
         lambda tx: tx.update(ones(b=jnp.arange(3)), tx.init(ONES), ONES),
@@ -183,6 +213,34 @@ def test_a_state_of_another_transformation():
         plain.update(ONES, centered.init(ONES))
 
 
+def test_a_state_of_optax_or_with_other_options():
+    theirs = optax.rmsprop(0.1).init(ONES)
+    with pytest.raises(TypeError, match=r"must be a rmsprop_jax.*, got optax"):
+        rmsprop(0.1).update(ONES, theirs)
+    plain, momentum = rmsprop(0.1), rmsprop(0.1, momentum=0.9)
+    with pytest.raises(TypeError, match=r"`momentum` must be .*TraceState, got"):
+        momentum.update(ONES, plain.init(ONES))
+
+
+def test_complex_and_real_do_not_mix():
+    real, both = {"a": jnp.ones(2)}, {"a": jnp.ones(2, jnp.complex64)}
+    for tx in (rmsprop(0.1, centered=True), rmsprop(0.1, momentum=0.9)):
+        with pytest.raises(TypeError, match=r"gradient is complex64, .* is float32"):
+            tx.update(both, tx.init(real))
+    tx = rmsprop(0.1, weight_decay=0.1)
+    with pytest.raises(TypeError, match=r"parameter is complex64, .* is float32"):
+        tx.update(real, tx.init(both), both)
+
+
+def test_hyperparameters_that_are_arrays_do_not_make_the_state_grow():
+    wide, g = jnp.full((2, 1), 0.9), jnp.ones(2)
+    for tx in (rmsprop(0.1, wide), rmsprop(0.1, momentum=wide)):
+        with pytest.raises(ValueError, match=r"\(2, 2\) of an .* shape \(2,\)"):
+            tx.update(g, tx.init(g))
+    narrow = rmsprop(0.1, jnp.full(2, 0.9))
+    assert narrow.update(g, narrow.init(g))[0].shape == (2,)
+
+
 def test_tracers_are_not_looked_at():
     def build(value):
         tx = rmsprop(value, value, value, value, momentum=value, weight_decay=value)
@@ -196,3 +254,4 @@ def test_every_call_of_optax_s_own_defaults_is_accepted():
     rmsprop(None)
     rmsprop(0.1, np.float64(0.9), jnp.float32(1e-8), np.zeros(()), 1, 0, momentum=0)
     scale_by_rms(0, 0, 0, np.bool_(True), False)
+    rmsprop(0.1, centered=None, nesterov=None, eps_in_sqrt=None, bias_correction=None)

@@ -19,6 +19,14 @@ def test_debiased_is_the_formula(rho):
     np.testing.assert_allclose(traced[0], expected, rtol=3e-7 / (1.00001 - rho))
 
 
+def test_debiased_survives_a_decay_that_float32_takes_for_one():
+    for rho in (1 - 1e-8, 1 - 1e-12):
+        actual = jax.vmap(decay.debiased(rho))(jnp.arange(4))
+        np.testing.assert_allclose(actual, [0, 1 / 2, 2 / 3, 3 / 4], rtol=1e-6)
+    traced = jax.vmap(lambda rho: decay.debiased(rho)(jnp.arange(4)))(jnp.ones(1))
+    np.testing.assert_allclose(traced[0], [0, 1 / 2, 2 / 3, 3 / 4], rtol=1e-6)
+
+
 @pytest.mark.parametrize("exponent", [0.5, 0.8, 1.0])
 def test_power_is_the_formula(exponent):
     actual = jax.vmap(decay.power(exponent))(COUNTS)

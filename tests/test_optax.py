@@ -167,16 +167,97 @@ def test_injected_decay_stays_what_it_is_under_bfloat16(hyperparam_dtype):
     assert state.hyperparams["eps"] == jnp.float32(1e-8)
 
 
-def test_injected_schedules_keep_their_values_too():
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda count: 0.999,  # a Python number, which Optax casts to bfloat16
+        lambda count: 0.999 + 0.0 * count,  # weakly typed, likewise
+        optax.constant_schedule(0.999),
+    ],
+)
+def test_injected_schedules_keep_their_values_too(schedule):
     params = {"w": jnp.ones(3, jnp.bfloat16)}
-    tx = optax.inject_hyperparams(scale_by_rms)(
-        decay=optax.linear_schedule(0.999, 0.9999, 1)
+    tx = optax.inject_hyperparams(scale_by_rms)(decay=schedule)
+    with jax.numpy_dtype_promotion("standard"):
+        _, state = tx.update(params, tx.init(params))
+    np.testing.assert_allclose(otu.tree_get(state, "nu")["w"], 0.001, rtol=1e-4)
+
+
+class Halving(optax.schedules.StatefulSchedule):
+    """A schedule with a state and an argument of its own."""
+
+    def init(self):
+        return jnp.float32(0.4)
+
+    def update(self, state, value=1.0, **extra_args):
+        return state * value
+
+    def __call__(self, state, **extra_args):
+        return state
+
+
+def test_injected_stateful_schedules_keep_their_state():
+    params = {"w": jnp.ones(3)}
+    tx = optax.inject_hyperparams(rmsprop)(learning_rate=Halving())
+    state = tx.init(params)
+    for rate in (0.4, 0.2, 0.1):
+        _, state = tx.update(params, state, params, value=jnp.float32(0.5))
+        assert state.hyperparams["learning_rate"] == jnp.float32(rate)
+
+
+def test_an_injected_mask_is_a_mask_and_no_schedule():
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    tx = optax.inject_hyperparams(rmsprop)(
+        0.1,
+        weight_decay=0.5,
+        weight_decay_mode="independent",
+        weight_decay_mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
     )
-    state, nu = tx.init(params), 0.0
-    for rho in (0.999, 0.9999, 0.9999):
-        _, state = tx.update(params, state)
-        nu = rho * nu + (1 - rho)
-        np.testing.assert_allclose(otu.tree_get(state, "nu")["w"], nu, rtol=1e-3)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    assert_close(updates, {"w": jnp.full((2, 2), -0.5), "b": jnp.zeros(2)})
+
+
+def test_a_mask_sees_the_parameters_as_they_are():
+    params = {"k": jnp.ones(2, jnp.bfloat16), "n": jnp.ones(2), "off": jnp.ones(2)}
+    seen = []
+
+    def narrow(params):
+        seen.append(jax.tree.map(lambda x: x.dtype.name, params))
+        return jax.tree.map(lambda x: x.dtype == jnp.bfloat16, params)
+
+    tx = rmsprop(
+        0.1,
+        weight_decay=0.5,
+        weight_decay_mode="independent",
+        weight_decay_mask=narrow,
+    )
+    grads = {**jax.tree.map(jnp.zeros_like, params), "off": None}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    assert all(dtypes == seen[0] for dtypes in seen)
+    assert_close(updates["k"], jnp.full(2, -0.5, jnp.bfloat16))
+    assert_close(updates["n"], jnp.zeros(2))
+    assert updates["off"] is None
+
+
+def test_no_weight_decay_may_have_a_mask():
+    for nothing in (0, 0.0, np.float64(0)):
+        tx = rmsprop(0.1, weight_decay=nothing, weight_decay_mask={"w": True})
+        assert abstract(tx.init(jnp.ones(2))) == abstract(
+            rmsprop(0.1).init(jnp.ones(2))
+        )
+
+
+def test_decoupled_rate_and_decay_may_have_any_dtype():
+    grads = tree("float32")
+    for rate, weight in (
+        (jnp.bfloat16(0.5), jnp.float32(0.25)),
+        (np.float64(0.5), jnp.bfloat16(0.25)),
+        (0.5, np.float16(0.25)),
+    ):
+        tx = rmsprop(rate, weight_decay=weight, weight_decay_mode="decoupled")
+        plain = rmsprop(0.5, weight_decay=0.25, weight_decay_mode="decoupled")
+        assert_close(train(tx, grads, grads), train(plain, grads, grads), 1e-6)
 
 
 def test_injected_float64_hyperparameters_are_not_rounded():
@@ -283,6 +364,36 @@ def test_where_the_rate_stands_shows_when_it_changes():
         tx = rmsprop(schedule, momentum=0.9, learning_rate_in_momentum=inside)
         assert_close(train(tx, params, grads, 3)[0], by_hand(inside), 1e-5)
     assert not np.allclose(by_hand(True)["w"], by_hand(False)["w"])
+
+
+def test_extra_arguments_for_other_links_of_a_chain_are_let_through():
+    grads = tree("float32")
+    for tx in (rmsprop(0.1), optax.chain(scale_by_rms(), rmsprop(0.1))):
+        assert isinstance(tx, optax.GradientTransformationExtraArgs)
+        updates, _ = tx.update(grads, tx.init(grads), grads, value=1.0)
+        assert abstract(updates) == abstract(grads)
+
+
+@pytest.mark.parametrize("mode", ["coupled", "decoupled", "independent"])
+def test_weight_decay_shrinks_also_where_we_ascend(mode):
+    params = tree("float32")
+    grads = jax.tree.map(lambda p: jnp.zeros_like(p), params)
+    tx = rmsprop(0.01, maximize=True, weight_decay=0.1, weight_decay_mode=mode)
+    after, _ = train(tx, params, grads)
+    for name in params:
+        assert (np.abs(after[name]) < np.abs(params[name])).all()
+
+
+def test_nesterov_with_the_rate_outside_is_the_rule_by_hand():
+    params, grads = tree("float32"), tree("float32", seed=1)
+    tx = rmsprop(0.1, momentum=0.9, nesterov=True, learning_rate_in_momentum=False)
+    after, _ = train(tx, params, grads, 3)
+    b, state = otu.tree_zeros_like(params), scale_by_rms().init(params)
+    for _ in range(3):
+        u, state = scale_by_rms().update(grads, state)
+        b = jax.tree.map(lambda b, u: 0.9 * b + u, b, u)
+        params = jax.tree.map(lambda p, b, u: p - 0.1 * (0.9 * b + u), params, b, u)
+    assert_close(after, params, 1e-5)
 
 
 def test_maximize_ascends():

@@ -320,31 +320,25 @@ def test_hyperparameters_of_any_type_mean_the_same(rho):
         assert_close(updates, expected, EPS["bfloat16"])
 
 
-def test_accumulators_have_the_dtype_that_is_asked_for():
+@pytest.mark.parametrize("asked", ["float32", "float64"])
+def test_accumulators_have_the_dtype_that_is_asked_for(asked):
+    names = ("nu_dtype", "mu_dtype", "accumulator_dtype")
     with jax.enable_x64(True):
-        for dtype in (jnp.float32, "float64"):
-            tx = rmsprop(
-                0.1,
-                centered=True,
-                momentum=0.9,
-                nu_dtype=dtype,
-                mu_dtype=dtype,
-                accumulator_dtype=dtype,
-            )
-            params = {"r": jnp.ones(2, jnp.float32), "c": jnp.ones(2, jnp.complex64)}
-            state = tx.init(params)
-            for _ in range(2):
-                updates, state = tx.update(params, state)
-                real = jnp.dtype(dtype)
-                both = {"float32": jnp.complex64, "float64": jnp.complex128}
-                pair = {"r": real, "c": both[real.name]}
-                dtypes = jax.tree.map(lambda x: x.dtype, state)
-                assert dtypes[0].nu == {"r": real, "c": real}
-                assert dtypes[0].mu == dtypes[2].trace == pair
-                assert jax.tree.map(lambda x: x.dtype, updates) == {
-                    "r": jnp.float32,
-                    "c": jnp.complex64,
-                }
+        tx = rmsprop(0.1, centered=True, momentum=0.9, **dict.fromkeys(names, asked))
+        params = {
+            name: jnp.ones(2, name)
+            for name in ("bfloat16", "float32", "float64", "complex64", "complex128")
+        }
+        state, real = tx.init(params), jnp.dtype(asked)
+        pair = jnp.dtype({"float32": "complex64", "float64": "complex128"}[asked])
+        for _ in range(3):
+            dtypes = jax.tree.map(lambda x: x.dtype, state)
+            assert set(dtypes[0].nu.values()) == {real}
+            for accumulator in (dtypes[0].mu, dtypes[2].trace):
+                for name, dtype in accumulator.items():
+                    assert dtype == (pair if "complex" in name else real)
+            updates, state = tx.update(params, state)
+            assert all(u.dtype == name for name, u in updates.items())
 
 
 def test_a_float64_average_holds_what_float32_would_lose():
