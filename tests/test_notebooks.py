@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom and holds the outputs of its last run."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -27,8 +28,16 @@ def test_stored_outputs_are_there_and_free_of_errors(path):
 def test_it_runs_from_top_to_bottom(path):
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(FOLDER)}}
+    stored = printed(notebook)
     NotebookClient(notebook, timeout=120, resources=resources).execute()
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream":
-                assert "nan" not in output.text
+    assert printed(notebook) == stored
+
+
+def printed(notebook):
+    """What was printed, without the digits, in which versions of JAX differ."""
+    return [
+        re.sub(r"-?[\d.]+(e-?\d+)?%?", "0", output.text)
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "stream"
+    ]
