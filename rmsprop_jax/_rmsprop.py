@@ -1,5 +1,7 @@
 """`rmsprop`: the one chain of weight decay, RMS, learning rate and momentum."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -36,7 +38,7 @@ def rmsprop(
     nu_dtype: Any = None,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""RMSProp, in every variant that the frameworks ship.
+    r"""RMSProp: the division, with weight decay, a learning rate and momentum.
 
     .. math::
       g_t &\leftarrow g_t + \lambda_t \theta_{t-1}
@@ -47,7 +49,8 @@ def rmsprop(
         \qquad \text{(decoupled; without } \alpha_t \text{ if independent)}
 
     Without momentum b_t is alpha_t u_t. With ``learning_rate_in_momentum=False``,
-    b_t = m b_{t-1} + u_t and the step is alpha_t b_t.
+    b_t = m b_{t-1} + u_t and the step is alpha_t b_t. With ``nesterov=True`` the step
+    has m b_t + alpha_t u_t in the place of b_t.
 
     Args:
       learning_rate: alpha, a number or an Optax schedule; None leaves the updates

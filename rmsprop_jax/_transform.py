@@ -1,5 +1,7 @@
 """The recursion: `scale_by_rms` and its state. The update rule stands here, once."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

@@ -59,7 +59,14 @@ def test_imports_follow_the_map():
 
 
 def test_the_core_needs_jax_and_optax_only():
-    standard = {"collections", "difflib", "functools", "inspect", "typing"}
+    standard = {
+        "__future__",
+        "collections",
+        "difflib",
+        "functools",
+        "inspect",
+        "typing",
+    }
     for name in CORE:
         _, others = imports(PACKAGE / f"{name}.py")
         assert others <= standard | {"jax", "optax", "numpy"}, name

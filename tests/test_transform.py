@@ -123,17 +123,26 @@ def test_float64_trajectory_is_the_oracle_s(centered):
 @QUICK
 @given(data=st.data())
 def test_finite_input_never_gives_nan_or_a_negative_variance(centered, data):
-    dtype = data.draw(st.sampled_from(["float16", "float32", "float64"]))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    numbers = {"complex64": "float32", "bfloat16": "float32"}.get(dtype, dtype)
+    # Larger ones are infinite in bfloat16.
+    bound = float(np.float32(3e38)) if numbers == "float32" else None
     finite = {"allow_infinity": False, "allow_nan": False}
-    grads = data.draw(hnp.arrays(dtype, (6, 3), elements=finite))
+    if bound:
+        finite |= {"min_value": -bound, "max_value": bound}
+    draw = hnp.arrays(numbers, (6, 3), elements=finite)
+    grads = data.draw(draw)
+    if dtype == "complex64":
+        grads = grads + 1j * data.draw(draw)
     rho, debias = data.draw(st.sampled_from([(0.0, 0), (0.999, 0), (0.9, 1)]))
     eps, in_sqrt = data.draw(st.sampled_from([(0.0, True), (1e-8, False)]))
     options = {"eps_in_sqrt": in_sqrt, "centered": centered}
     with x64(dtype):
         tx = transformation(rho, eps, bool(debias), **options)
-        updates, state = run(tx, jnp.asarray(grads))
+        updates, state = run(tx, jnp.asarray(grads, dtype))
     assert updates.dtype == dtype
-    assert np.isfinite(np.asarray(updates, float)).all()
+    kind = complex if dtype == "complex64" else float
+    assert np.isfinite(np.asarray(updates, kind)).all()
     assert not np.isnan(state.nu).any()
     assert (np.asarray(state.nu) >= 0).all()
 
