@@ -215,13 +215,16 @@ def _recursion(
         new_mu = None
         new_nu = variance = unless_skipped(keep * nu + take * square, nu)
     else:
-        step = storage.on_parts(lambda part: take * part, delta)
-        new_mu = unless_skipped(mu + step, mu)
         # g_t - mu_t is rho delta_t; so written, nu cannot be negative. Not infinite,
         # because rho may be 0; the floor is, where it matters.
         most = float(jnp.finfo(nu.dtype).max)
         spread = take * keep * jnp.minimum(square, most)
         new_nu = unless_skipped(keep * nu + spread, nu)
+        # Zero, but mu has to wait for it: if nu could come second, XLA would copy the
+        # old mu for it before a donated mu is overwritten (on CPUs 1.6 times the time).
+        zero = jax.lax.stop_gradient(jnp.minimum(new_nu, 0))
+        step = storage.on_parts(lambda part: take * part + zero, delta)
+        new_mu = unless_skipped(mu + step, mu)
         floor = jnp.where(keep > 0, jnp.finfo(nu.dtype).eps, 1)
         variance = jnp.maximum(new_nu, floor * _square(g))
     # The smallest normal number: 0 / 0 is then 0, and so is its derivative.
