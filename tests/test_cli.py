@@ -1,5 +1,6 @@
 """The command line: options, errors, interruptions and the files it leaves."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 import rmsprop_jax
 from rmsprop_jax import cli
+from rmsprop_jax.demo import command as demo
 from rmsprop_jax.demo import files, train
 
 pytestmark = pytest.mark.optimized
@@ -104,6 +106,17 @@ def test_version_and_module_are_the_console_script():
     assert not done.stderr
 
 
+def test_a_batch_is_no_larger_than_the_training_data(tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--task=digits", "--batch-size=1001", f"--out={out}"]
+    assert cli.main(["demo", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--batch-size" in line
+    assert "1000" in line
+    assert "got 1001" in line
+    assert not out.exists()
+
+
 def test_help_lists_commands_and_options(capsys):
     assert cli.main(["--help"]) == 0
     assert "demo" in capsys.readouterr().out
@@ -143,6 +156,66 @@ def test_bad_options_get_one_line(option, value, accepted, capsys):
     assert accepted in stderr
 
 
+def test_a_batch_larger_than_the_training_set_gets_one_line(tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["demo", "--task=digits", "--batch-size=1001", f"--out={out}"]
+    assert cli.main(arguments) == 2
+    stdout, stderr = capsys.readouterr()
+    assert not stdout
+    assert stderr.count("\n") == 1
+    for part in ("--batch-size", "at most 1000", "digits", "got 1001"):
+        assert part in stderr
+    assert not out.exists()
+
+
+def test_a_batch_may_be_the_whole_training_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "sweep", interrupt)
+    arguments = ["demo", "--task=digits", "--batch-size=1000", f"--out={tmp_path}"]
+    assert cli.main(arguments) == 130, "the training did not begin"
+
+
+def test_names_of_optimizers_may_have_blanks_and_capitals(tmp_path):
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    out = str(tmp_path / "new" / "folder")
+    parsed = parser.parse_args(["--optimizers", "rmsprop, Adam,adam", "--out", out])
+    assert parsed.optimizers == ["rmsprop", "adam"]
+    assert parsed.out == Path(out)
+    assert not list(tmp_path.iterdir()), "the folder that was tried is still there"
+
+
+@pytest.mark.parametrize("name", demo.FILES)
+def test_a_folder_in_a_file_s_place_is_refused_before_training(name, tmp_path, capsys):
+    (tmp_path / name).mkdir()
+    assert cli.main(["demo", f"--out={tmp_path}"]) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert f"{tmp_path / name} is a folder" in stderr
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (PermissionError(13, "no entry"), 2, "a folder to write to, got"),
+    ],
+)
+def test_a_folder_that_takes_no_files_is_refused_before_training(
+    error, status, words, tmp_path, monkeypatch, capsys
+):
+    def refuse(**options):
+        assert options["dir"].is_dir()
+        raise error
+
+    monkeypatch.setattr(demo.tempfile, "NamedTemporaryFile", refuse)
+    assert cli.main(["demo", f"--out={tmp_path / 'new' / 'folder'}"]) == status
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert words in stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_unknown_commands_and_options_get_one_line(capsys):
     for arguments in (["dance"], ["demo", "--stepz", "3"], ["demo", "--step", "3"]):
         assert cli.main(arguments) == 2
@@ -151,7 +224,7 @@ def test_unknown_commands_and_options_get_one_line(capsys):
         assert arguments[-2 if len(arguments) > 1 else 0] in stderr
 
 
-@pytest.mark.parametrize("package", ["rich", "matplotlib", "sklearn"])
+@pytest.mark.parametrize("package", ["rich", "matplotlib", "scipy", "sklearn"])
 def test_a_missing_extra_says_what_to_install(package, tmp_path):
     # In a process of its own: here the package has long been imported.
     program = (
@@ -190,6 +263,7 @@ def test_ctrl_c_ends_the_process_without_a_crash(tmp_path):
         capture_output=True,
         text=True,
         check=False,
+        timeout=120,
     )
     assert done.returncode == 130, done.stderr
     assert done.stderr == "rmsprop-jax: interrupted\n"
@@ -203,9 +277,13 @@ from rmsprop_jax import cli
 from rmsprop_jax.demo import program, train
 
 def compile_training(*args):
-    advance = program.compile_training(*args)
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-    return lambda state, first, last: advance(state, 0, 300)
+    training = program.compile_training(*args)
+
+    def advance(state, first, last):
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return training(state, first, last)
+
+    return advance
 
 train.compile_training = compile_training
 sys.exit(cli.main())
@@ -230,8 +308,18 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, monkeypatch, er
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
     assert (tmp_path / "results.json").read_text() == "older"
     with pytest.raises(error):
-        files.write(tmp_path / "new", contents)
+        files.write(tmp_path / "new" / "folder", contents)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_in_a_file_s_place_leaves_what_was_there(tmp_path):
+    (tmp_path / "curves.png").write_text("older")
+    (tmp_path / "results.json").mkdir()
+    contents = {"curves.png": b"picture", "results.json": b"newer"}
+    with pytest.raises(IsADirectoryError):
+        files.write(tmp_path, contents)
+    assert (tmp_path / "curves.png").read_text() == "older"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_writing_replaces_what_was_there(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import re
 from functools import partial
@@ -138,6 +139,8 @@ def test_all_diverged_is_reported_without_a_number(task, outcome):
     outcome = report.Outcome(task, {"sgd": sweep}, BATCH)
     shown = render(outcome)
     assert "3 of 3 diverged" in shown
+    assert "*" not in shown
+    assert shown.split("diverged")[1].split()[0] == "-", "no accuracy"
     assert "nan" not in shown.lower()
     results = json.loads(files.json_bytes(files.results([outcome], {}, 1.0)))
     losses = results["tasks"]["toy"]["optimizers"]["sgd"]["test_loss_by_seed"]
@@ -196,7 +199,7 @@ NAN = np.full(3, np.nan)
                 "does not win",
                 "place 2 of 3",
                 "Adam",
-                "lower by 0.1100 ± 0.0058",
+                "lower by 0.1100 ± 0.0248",
                 "beyond",
             ],
         ),
@@ -205,8 +208,12 @@ NAN = np.full(3, np.nan)
             ["does not win", "place 2 of 2", "within noise"],
         ),
         (
+            {"rmsprop": BASE, "adam": BASE + 1, "sgd": BASE + SMALL + 0.09},
+            ["RMSProp wins here", "SGD's is higher by 0.1100 ± 0.0248", "beyond noise"],
+        ),
+        (  # 3.5 standard errors, but of three seeds
             {"rmsprop": BASE, "adam": BASE + 0.1, "sgd": BASE + SMALL},
-            ["RMSProp wins here", "SGD's is higher by 0.0200 ± 0.0058", "beyond noise"],
+            ["lowest test loss", "higher by 0.0200 ± 0.0248", "within noise"],
         ),
         (
             {"rmsprop": BASE, "adam": BASE + NOISE},
@@ -215,7 +222,7 @@ NAN = np.full(3, np.nan)
         ({"rmsprop": BASE, "adam": BASE}, ["within noise"]),
         ({"rmsprop": NAN, "adam": BASE}, ["does not win", "diverged"]),
         ({"rmsprop": BASE, "adam": NAN}, ["wins here", "all others diverged"]),
-        ({"rmsprop": NAN, "adam": NAN}, ["does not win", "diverged"]),
+        ({"rmsprop": NAN, "adam": NAN}, ["All diverged"]),
         ({"rmsprop": BASE[:1], "adam": BASE[1:2]}, ["lowest", "one seed"]),
         ({"rmsprop": BASE}, ["nothing to compare"]),
         ({"sgd": BASE + 1, "adam": BASE}, ["Adam has", "RMSProp did not take part"]),
@@ -225,6 +232,73 @@ def test_verdict(losses, words):
     sentence = report.verdict(losses)
     for word in words:
         assert word in sentence
+
+
+# The t quantiles of 1, 2 and 4 degrees of freedom are 12.706, 4.303 and 2.776.
+@pytest.mark.parametrize(("seeds", "quantile"), [(2, 12.706), (3, 4.303), (5, 2.776)])
+def test_noise_is_judged_by_the_number_of_seeds(seeds, quantile):
+    spread = np.arange(seeds, dtype=float)
+    spread -= spread.mean()
+    spread /= report.standard_error(spread)
+    for factor, word in ((0.99, "within noise"), (1.01, "beyond noise")):
+        losses = {"rmsprop": np.zeros(seeds), "adam": spread + factor * quantile}
+        sentence = report.verdict(losses)
+        assert word in sentence
+        (width,) = re.findall(r"± ([\d.]+)", sentence)
+        assert float(width) == pytest.approx(quantile, rel=1e-3)
+
+
+def test_the_rate_is_chosen_on_validation_data_and_not_on_test_data(task):
+    """The test data have all targets changed: what is best there is worst here."""
+    other = dataclasses.replace(task.test, targets=1 - task.test.targets)
+    sweep = run(dataclasses.replace(task, test=other), rates=[1e-4, 1e-1])
+    same = run(task, rates=[1e-4, 1e-1])
+    assert sweep.best == same.best == 1
+    np.testing.assert_array_equal(sweep.validation_loss, same.validation_loss)
+    assert not np.allclose(sweep.test_loss, same.test_loss)
+
+
+def test_time_is_per_step_and_run(task, monkeypatch):
+    """On a clock that ticks once a look: a second for each stretch of training."""
+    ticks = itertools.count()
+    monkeypatch.setattr(train.time, "perf_counter", lambda: float(next(ticks)))
+    sweep = run(task)
+    assert sweep.compile_seconds == 1
+    assert sweep.step_seconds == pytest.approx(STEPS / STEPS / (2 * 3))
+
+
+def test_the_picture_draws_the_best_rate(outcome):
+    whole = picture.figure([outcome])
+    curves, rates = whole.subfigs[0].axes
+    for line, (name, sweep) in zip(
+        curves.get_lines(), outcome.sweeps.items(), strict=True
+    ):
+        mean = sweep.validation_loss[:, sweep.best].mean(-1)
+        np.testing.assert_allclose(line.get_ydata(), mean)
+        assert LABELS[name] in line.get_label()
+        assert f"{sweep.learning_rates[sweep.best]:g}" in line.get_label()
+    for band, sweep in zip(curves.collections, outcome.sweeps.values(), strict=True):
+        losses = sweep.validation_loss[:, sweep.best]
+        errors = np.array([report.standard_error(x) for x in losses])
+        heights = band.get_paths()[0].vertices[:, 1]
+        for edge in (losses.mean(-1) - errors, losses.mean(-1) + errors):
+            assert np.abs(heights[:, None] - edge).min(axis=0).max() < 1e-5
+    rings = [x for x in rates.get_lines() if x.get_markerfacecolor() == "none"]
+    for ring, sweep in zip(rings, outcome.sweeps.values(), strict=True):
+        assert ring.get_xdata() == sweep.learning_rates[sweep.best]
+    for bars, sweep in zip(rates.containers, outcome.sweeps.values(), strict=True):
+        (segments,) = bars[2]
+        lengths = [high - low for (_, low), (_, high) in segments.get_segments()]
+        errors = [report.standard_error(x) for x in sweep.validation_loss[-1]]
+        np.testing.assert_allclose(lengths, 2 * np.asarray(errors, float))
+
+
+def test_one_optimizer_alone_and_a_single_rate_are_said_to_be_that(task):
+    outcome = report.Outcome(task, {"sgd": run(task, "sgd", rates=[0.1])}, BATCH)
+    assert "*" not in render(outcome)
+    notes = " ".join(report.footnotes(outcome))
+    assert "lowest" not in notes
+    assert "the only rate that was tried" in notes
 
 
 def test_convolution_through_patches_is_the_convolution():

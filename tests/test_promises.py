@@ -319,8 +319,11 @@ def test_state_pickles_and_transformations_hash(factory, dtype):
     assert_close(jax.jit(again.update)(grads, state, params), expected)
 
 
-def test_init_inside_a_trace_takes_parameters_from_outside():
-    params = jax.device_put(tree("float32"), jax.devices()[0])
+@pytest.mark.parametrize("meshed", [False, True])
+def test_init_inside_a_trace_takes_parameters_from_outside(meshed):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    whole = NamedSharding(mesh, P())
+    params = jax.device_put(tree("float32"), whole if meshed else jax.devices()[0])
     tx = rmsprop(lambda count: 0.1, centered=True, momentum=0.9)
     expected = tx.init(params)
     assert_close(jax.jit(lambda: tx.init(params))(), expected)
@@ -336,11 +339,16 @@ def test_init_inside_a_trace_takes_parameters_from_outside():
 
 def test_parameters_on_several_devices_each_train_where_they_are():
     devices = jax.devices()
-    params = {n: jax.device_put(jnp.ones(2), devices[i]) for i, n in enumerate("ab")}
-    tx = rmsprop(lambda count: 0.1, momentum=0.9)
-    updates, state = tx.update(params, tx.init(params), params)
-    for i, n in enumerate("ab"):
-        assert updates[n].devices() == state[0].nu[n].devices() == {devices[i]}
+    meshes = [
+        NamedSharding(jax.make_mesh((4,), ("data",), devices=part), P())
+        for part in (devices[:4], devices[4:])
+    ]
+    tx = rmsprop(optax.exponential_decay(0.1, 10, 0.9), momentum=0.9)
+    for places in (devices[:2], meshes):
+        params = {n: jax.device_put(jnp.ones(2), places[i]) for i, n in enumerate("ab")}
+        updates, state = tx.update(params, tx.init(params), params)
+        for n, p in params.items():
+            assert updates[n].devices() == state[0].nu[n].devices() == p.devices()
 
 
 def test_scalars_can_be_donated_with_their_hyperparameters():

@@ -1,9 +1,10 @@
 """`rmsprop-jax demo`: its options, and what it does in which order."""
 
 import argparse
+import contextlib
 import math
-import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,10 @@ from .optimizers import LABELS, default_learning_rates, make_optimizers
 # By task: steps and batch size.
 DEFAULTS = {"digits": (240, 32), "text": (120, 16)}
 
-EXTRA = ("matplotlib", "rich", "sklearn")
+FILES: tuple[str, ...] = ("curves.png", "results.json")
+"""What a run writes into its folder."""
+
+EXTRA = ("matplotlib", "rich", "scipy", "sklearn")
 """The packages that only `pip install 'rmsprop-jax[demo]'` brings."""
 
 DESCRIPTION = """\
@@ -71,8 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--out", type=_folder, default=Path("rmsprop-jax-demo"), metavar="FOLDER",
-        help="for results.json and curves.png (default: rmsprop-jax-demo)",
+        "--out", type=_folder, default="rmsprop-jax-demo", metavar="FOLDER",
+        help=f"for {' and '.join(FILES)} (default: rmsprop-jax-demo)",
     )  # fmt: skip
     output.add_argument("--quiet", action="store_true", help="print the table alone")
 
@@ -92,6 +96,14 @@ def run(arguments: argparse.Namespace) -> int:
     make = make_optimizers(
         arguments.decay, arguments.eps, arguments.momentum, arguments.centered
     )
+    for task in loaded:
+        examples = len(task.train.inputs)
+        if (arguments.batch_size or 0) > examples:
+            return _fail(
+                f"argument --batch-size: must be at most {examples}, the number of "
+                f"examples that {task.name} trains on, got {arguments.batch_size}",
+                status=2,
+            )
     outcomes: list[report.Outcome] = []
     with progress.live(arguments.quiet) as observer:
         for task in loaded:
@@ -109,12 +121,10 @@ def run(arguments: argparse.Namespace) -> int:
             outcomes.append(report.Outcome(task, sweeps, batch_size))
     report.show(outcomes)
     seconds = time.perf_counter() - began
-    contents = {
-        "curves.png": picture.png(outcomes),
-        "results.json": files.json_bytes(
-            files.results(outcomes, vars(arguments), seconds)
-        ),
-    }
+    results = files.results(outcomes, vars(arguments), seconds)
+    contents = dict(
+        zip(FILES, (picture.png(outcomes), files.json_bytes(results)), strict=True)
+    )
     try:
         files.write(arguments.out, contents)
     except OSError as error:
@@ -125,9 +135,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = 1) -> int:
     print(f"rmsprop-jax demo: error: {message}", file=sys.stderr)
-    return 1
+    return status
 
 
 def _number(
@@ -148,7 +158,7 @@ def _number(
 
 
 def _names(string: str) -> list[str]:
-    names = list(dict.fromkeys(string.split(",")))
+    names = list(dict.fromkeys(name.strip().lower() for name in string.split(",")))
     if not set(names) <= set(LABELS):
         accepted = f"names from {','.join(LABELS)}, separated by commas"
         raise argparse.ArgumentTypeError(f"must be {accepted}, got {string!r}")
@@ -167,15 +177,30 @@ def _rates(string: str) -> list[float]:
 
 
 def _folder(string: str) -> Path:
-    """Refuses, before anything is trained, a folder that cannot be written to."""
+    """Refuses, before anything is trained, a folder that cannot be written to.
+
+    It is made and written to, and nothing of that is left.
+    """
     path = Path(string)
-    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not nearest.is_dir():
+    made = []
+    try:
+        missing = [p for p in (path, *path.parents) if not p.exists()]
+        nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(None, f"{nearest} is a file")
+        made = missing
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path):
+            pass
+        for name in FILES:
+            if (path / name).is_dir():
+                raise IsADirectoryError(None, f"{path / name} is a folder")
+    except OSError as error:
         raise argparse.ArgumentTypeError(
-            f"must be a folder, got {string!r}, where {nearest} is a file"
-        )
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise argparse.ArgumentTypeError(
-            f"must be a folder to write to, got {string!r}, where {nearest} is not"
-        )
+            f"must be a folder to write to, got {string!r}: {error.strerror}"
+        ) from None
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
     return path

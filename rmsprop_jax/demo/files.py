@@ -1,6 +1,7 @@
 """`results.json`, and files that are written whole or not at all."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -38,24 +39,32 @@ def json_bytes(value: Any) -> bytes:
 
 
 def write(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Writes files by name into a folder, made if need be: all of them, or none.
+    """Writes files by name into a folder, made if need be, its parents too.
 
-    Each is first written in full under a temporary name next to its own.
+    Each is first written in full under a temporary name next to its own, and none is
+    moved to its own before all are; a failure until then leaves what was there.
     """
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     moves = {folder / f".{name}.{os.getpid()}.tmp": folder / name for name in contents}
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for final in moves.values():
+            if final.is_dir():
+                # A move onto it would fail, perhaps after another has succeeded.
+                raise IsADirectoryError(
+                    errno.EISDIR, os.strerror(errno.EISDIR), str(final)
+                )
         for temporary, data in zip(moves, contents.values(), strict=True):
             temporary.write_bytes(data)
         for temporary, final in moves.items():
             os.replace(temporary, final)
     except BaseException:
         for temporary in moves:
-            temporary.unlink(missing_ok=True)
-        if made:
             with contextlib.suppress(OSError):
-                folder.rmdir()
+                temporary.unlink()
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
         raise
 
 

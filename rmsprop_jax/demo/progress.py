@@ -52,7 +52,8 @@ def _lines(console: Console) -> Observer:
 
         yield on_progress
         seconds = time.perf_counter() - began
-        console.print(f"{label:<16}  {steps} steps, {seconds:4.1f} s, {note}")
+        count = f"{steps} step{'s' * (steps > 1)}"
+        console.print(f"{label:<16}  {count}, {seconds:4.1f} s, {note}")
 
     return observe
 

@@ -7,13 +7,14 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import t as student
 
 from .optimizers import LABELS
 from .tasks import Task
 from .train import Sweep
 
-NOISE = 2
-"""A difference of at most so many standard errors counts as noise."""
+CONFIDENCE = 0.95
+"""Of the interval around a difference; if zero lies in it, the difference is noise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +29,10 @@ class Outcome:
     def title(self) -> str:
         """The task, its model and its training in words."""
         first = next(iter(self.sweeps.values()))
+        steps = int(first.evaluated_at[-1])
         return (
             f"{self.task.name}: {self.task.title}\n{first.parameters} parameters, "
-            f"{first.evaluated_at[-1]} steps of batch size {self.batch_size}, "
+            f"{steps} step{'s' * (steps > 1)} of batch size {self.batch_size}, "
             f"{self.seeds} seed{'s' * (self.seeds > 1)}"
         )
 
@@ -72,17 +74,19 @@ def table(outcome: Outcome) -> Table:
         "state bytes\nper param.",
     ):
         rows.add_column(header, justify="right", no_wrap=True)
-    winner = ranking(outcome.test_losses)[0]
+    starred = lowest(outcome.test_losses)
     for name, sweep in outcome.sweeps.items():
         rate = f"{sweep.learning_rates[sweep.best]:g}"
         rows.add_row(
-            LABELS[name] + " *" * (name == winner),
+            LABELS[name] + " *" * (name == starred),
             rate + (" †" if at_edge(sweep) else ""),
             mean_and_error(sweep.test_loss, 4),
-            mean_and_error(100 * sweep.test_accuracy, 1),
+            mean_and_error(100 * sweep.test_accuracy, 1)
+            if _converged(sweep.test_loss)
+            else "-",
             f"{1e6 * sweep.step_seconds:.0f}",
             f"{sweep.state_bytes_per_parameter:.2f}",
-            style="bold" if name == winner else "",
+            style="bold" if name == starred else "",
         )
     return rows
 
@@ -92,10 +96,13 @@ def footnotes(outcome: Outcome) -> list[str]:
     notes = [f"loss in nats per {outcome.task.unit}"]
     if outcome.seeds > 1:
         notes[0] += "; mean ± standard error over seeds"
-    notes.append("* lowest mean test loss")
-    edges = [LABELS[name] for name, s in outcome.sweeps.items() if at_edge(s)]
-    if edges:
+    if lowest(outcome.test_losses):
+        notes.append("* lowest mean test loss")
+    edges = [sweep for sweep in outcome.sweeps.values() if at_edge(sweep)]
+    if any(len(sweep.learning_rates) > 1 for sweep in edges):
         notes.append("† at the edge of its grid: a better rate may lie outside")
+    elif edges:
+        notes.append("† the only rate that was tried")
     return notes
 
 
@@ -126,6 +133,16 @@ def ranking(test_losses: Mapping[str, np.ndarray]) -> list[str]:
     return sorted(test_losses, key=lambda name: _mean(test_losses[name]))
 
 
+def lowest(test_losses: Mapping[str, np.ndarray]) -> str | None:
+    """Returns the name with the lowest mean loss, None without a finite one or rivals.
+
+    Args:
+      test_losses: [seeds] by optimizer.
+    """
+    first, *others = ranking(test_losses)
+    return first if others and _converged(test_losses[first]) else None
+
+
 def verdict(test_losses: Mapping[str, np.ndarray]) -> str:
     """Returns a sentence on whether RMSProp won, and by how much.
 
@@ -135,21 +152,24 @@ def verdict(test_losses: Mapping[str, np.ndarray]) -> str:
     """
     ranked = ranking(test_losses)
     others = [name for name in ranked if name != "rmsprop"]
+    if len(ranked) == 1:
+        alone = f"{LABELS[ranked[0]]} alone took part"
+        if not _converged(test_losses[ranked[0]]):
+            return f"{alone}, and it diverged."
+        return f"{alone}: there is nothing to compare it with."
+    if not _converged(test_losses[ranked[0]]):
+        return "All diverged: no optimizer has a finite test loss at every seed."
     if "rmsprop" not in ranked:
         return (
             f"{LABELS[ranked[0]]} has the lowest test loss; RMSProp did not take part."
         )
-    if not others:
-        return "RMSProp alone took part: there is nothing to compare it with."
     ours, theirs = test_losses["rmsprop"], test_losses[others[0]]
     other = LABELS[others[0]]
-    if not np.isfinite(_mean(ours)):
+    if not _converged(ours):
         return "RMSProp does not win here: it diverged."
-    if not np.isfinite(_mean(theirs)):
+    if not _converged(theirs):
         return "RMSProp wins here: all others diverged."
-    by, noise = _difference(
-        np.abs(np.mean(ours - theirs)), standard_error(ours - theirs)
-    )
+    by, noise = _difference(ours - theirs)
     if ranked[0] == "rmsprop":
         claim = "has the lowest test loss" if noise else "wins here"
         return f"RMSProp {claim}: {other}'s is higher by {by}."
@@ -157,14 +177,21 @@ def verdict(test_losses: Mapping[str, np.ndarray]) -> str:
     return f"RMSProp does not win here ({place}): {other}'s test loss is lower by {by}."
 
 
-def _difference(difference: float, error: float | None) -> tuple[str, bool]:
-    """Returns a difference in words, and whether it may be noise."""
+def _difference(values: np.ndarray) -> tuple[str, bool]:
+    """Returns the size of differences [seeds] in words, and whether it may be noise."""
+    difference, error = abs(values.mean()), standard_error(values)
     if error is None:
         return f"{difference:.4f} (one seed: the noise is unknown)", True
-    noise = bool(difference <= NOISE * error)
-    where = f"within noise, {NOISE} standard errors" if noise else "beyond noise"
-    return f"{difference:.4f} ± {error:.4f} ({where})", noise
+    width = student.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * error
+    noise = bool(difference <= width)
+    where = f"{100 * CONFIDENCE:.0f} % interval over seeds"
+    side = "within" if noise else "beyond"
+    return f"{difference:.4f} ± {width:.4f} ({where}: {side} noise)", noise
+
+
+def _converged(losses: np.ndarray) -> bool:
+    return bool(np.isfinite(losses).all())
 
 
 def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if np.isfinite(values).all() else np.inf
+    return float(values.mean()) if _converged(values) else np.inf
