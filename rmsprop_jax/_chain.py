@@ -48,8 +48,8 @@ def momentum(
 
     def accumulate(u: jax.Array, b: jax.Array) -> jax.Array:
         storage.same_kind("gradient", u, "momentum", b)
-        dtype = storage.like(u, storage.arithmetic_dtype(u, b))
-        b = storage.read(b, storage.arithmetic_dtype(u, b))
+        real = storage.arithmetic_dtype(u, b)
+        dtype, b = storage.like(u, real), storage.read(b, real)
         return u.astype(dtype) + jnp.asarray(momentum, dtype) * b
 
     def update(

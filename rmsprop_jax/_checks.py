@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 _ACCEPTED = {
-    "a number": lambda x: np.isfinite(x) | True,
+    "a number": lambda x: np.True_,
     "finite": np.isfinite,
     "finite and at least 0": lambda x: np.isfinite(x) & (x >= 0),
     "finite and greater than 0": lambda x: np.isfinite(x) & (x > 0),
