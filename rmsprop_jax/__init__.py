@@ -4,6 +4,7 @@
 """
 
 from . import decay as decay
+from . import dialects as dialects
 from ._rmsprop import rmsprop as rmsprop
 from ._transform import ScaleByRmsState as ScaleByRmsState
 from ._transform import scale_by_rms as scale_by_rms

@@ -70,6 +70,26 @@ def momentum(
     return optax.GradientTransformation(init, update)
 
 
+def cautious(
+    inner: optax.GradientTransformation, sign: int
+) -> optax.GradientTransformation:
+    """Leaves out the steps of `inner` that are not along `sign` times the gradient."""
+
+    def along(step: jax.Array, g: jax.Array) -> jax.Array:
+        agrees = sign * jnp.real(step * jnp.conj(g)) > 0
+        mask = agrees.astype(jnp.finfo(step.dtype).dtype)
+        scale = mask / jnp.maximum(jnp.mean(mask), 1e-3)
+        return storage.on_parts(lambda part: part * scale, step)
+
+    def update(
+        updates: optax.Updates, state: Any, params: Any = None
+    ) -> tuple[optax.Updates, Any]:
+        steps, state = inner.update(updates, state, params)
+        return _map(along, steps, updates), state
+
+    return optax.GradientTransformation(inner.init, update)
+
+
 def add_params(
     scale: optax.GradientTransformation, mask: Any
 ) -> optax.GradientTransformation:

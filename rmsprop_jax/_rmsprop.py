@@ -29,6 +29,7 @@ def rmsprop(
     bias_correction: bool = False,
     *,
     learning_rate_in_momentum: bool = True,
+    cautious: bool = False,
     accumulator_dtype: Any = None,
     weight_decay: optax.ScalarOrSchedule | None = None,
     weight_decay_mode: Literal["coupled", "decoupled", "independent"] = "coupled",
@@ -65,6 +66,9 @@ def rmsprop(
       bias_correction: whether the averages leave out their initial values.
       learning_rate_in_momentum: whether the buffer gathers steps, as in Optax, TF and
         Keras, or directions, as in torch; it shows when the learning rate changes.
+      cautious: whether to leave out the elements of a step that momentum carries
+        against the gradient, and to enlarge the rest of each leaf in proportion, up to
+        1,000 times; the buffer keeps all. Needs `momentum`.
       accumulator_dtype: the dtype of the momentum buffer, float32 or float64; by
         default as for `nu_dtype`. Needs `momentum`.
       weight_decay: lambda, a number, at least 0, or a schedule; None or 0 for none.
@@ -83,7 +87,8 @@ def rmsprop(
     Returns:
       An `optax.GradientTransformationExtraArgs`; its updates are for
       `optax.apply_updates` and have the gradients' dtypes. Its state is a tuple, with
-      the `ScaleByRmsState` first (second after a coupled weight decay).
+      the `ScaleByRmsState` first (second after a coupled weight decay; those of the
+      RMS, the learning rate and the momentum in a tuple of their own if `cautious`).
 
     Raises:
       ValueError: for a number out of its range, arguments that exclude each other,
@@ -108,7 +113,8 @@ def rmsprop(
     References:
       Tieleman and Hinton, Lecture 6.5 - rmsprop, COURSERA: Neural Networks for Machine
       Learning, 2012; decoupled weight decay: Loshchilov and Hutter, 2019
-      (https://arxiv.org/abs/1711.05101). The arguments are those of `optax.rmsprop`
+      (https://arxiv.org/abs/1711.05101); cautious: Liang et al., 2024
+      (https://arxiv.org/abs/2411.16085). The arguments are those of `optax.rmsprop`
       in Optax 0.2.8; those after ``*`` are ours.
     """
     if callable(learning_rate):
@@ -131,6 +137,12 @@ def rmsprop(
     buffer = _chain.momentum(momentum, nesterov, accumulator_dtype)
     _checks.flag("learning_rate_in_momentum", learning_rate_in_momentum)
     chain.insert(2 if learning_rate_in_momentum else 1, buffer)
+    _checks.flag("cautious", cautious)
+    if cautious and momentum is None:
+        raise ValueError("`cautious` needs `momentum`, which is None.")
+    if cautious:
+        sign = 1 if learning_rate is None else -1
+        chain = [_chain.cautious(optax.chain(*chain), sign)]
     rate = _weight_decay_rate(learning_rate, weight_decay, weight_decay_mode)
     if rate is not None:
         coupled = weight_decay_mode == "coupled"

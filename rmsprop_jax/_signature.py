@@ -3,7 +3,8 @@
 import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import jax
@@ -40,15 +41,26 @@ FOREIGN_NAMES = {
 }
 
 
-def factory(function: Callable[P, T]) -> Callable[P, T]:
+def factory(
+    function: Callable[P, T],
+    parameters: Sequence[inspect.Parameter] | None = None,
+    refusals: Mapping[str, str] = MappingProxyType({}),
+) -> Callable[P, T]:
     """Wraps a function of hyperparameters for the callers that it has.
 
     A keyword that is not an argument raises a `TypeError` that says which one is
     meant, and whoever binds the signature in order to hand the hyperparameters on as
     arrays (`optax.inject_hyperparams`) gets numbers that keep their value.
+
+    Args:
+      function: what to wrap.
+      parameters: those that its signature shall show, where they differ from its own.
+      refusals: keywords that there is a reason to refuse, with the reason.
     """
-    signature = _HyperparameterSignature.from_callable(function)
-    signature.function = function.__name__
+    if parameters is None:
+        parameters = list(inspect.signature(function).parameters.values())
+    signature = _HyperparameterSignature(parameters)
+    signature.function, signature.refusals = function.__name__, refusals
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -72,6 +84,7 @@ class _HyperparameterSignature(inspect.Signature):
     """
 
     function = "The factory"  # its name, where it is known
+    refusals: Mapping[str, str] = MappingProxyType({})
 
     def bind(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
         _refuse_foreign_names(self, kwargs)
@@ -108,20 +121,25 @@ def _with_wide_values(schedule: Callable[..., Any]) -> Callable[..., Any]:
     return functools.wraps(schedule)(lambda *args: _strongly_typed(schedule(*args)))
 
 
+def canonical(name: str) -> str:
+    """Returns what `rmsprop` calls an argument that another framework calls `name`."""
+    return FOREIGN_NAMES.get(name, name)
+
+
 def _refuse_foreign_names(
     signature: _HyperparameterSignature, keywords: dict[str, Any]
 ) -> None:
     for name in keywords:
         if name in signature.parameters:
             continue
-        meant = FOREIGN_NAMES.get(name)
-        if meant is None:
-            close = difflib.get_close_matches(name, signature.parameters, 1)
-            meant = close[0] if close else None
-        if meant is None:
-            advice = "It takes " + ", ".join(f"`{p}`" for p in signature.parameters)
-        elif meant in signature.parameters:
-            advice = f"Here it is called `{meant}`"
+        meant = [p for p in signature.parameters if canonical(p) == canonical(name)]
+        meant += difflib.get_close_matches(name, signature.parameters, 1)
+        if name in signature.refusals:
+            advice = signature.refusals[name]
+        elif name in FOREIGN_NAMES and not meant:
+            advice = f"It is `{canonical(name)}` of `rmsprop_jax.rmsprop`"
+        elif meant:
+            advice = f"Here it is called `{meant[0]}`"
         else:
-            advice = f"It is `{meant}` of `rmsprop_jax.rmsprop`"
+            advice = "It takes " + ", ".join(f"`{p}`" for p in signature.parameters)
         raise TypeError(f"{signature.function} has no argument `{name}`. {advice}.")

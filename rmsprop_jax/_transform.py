@@ -12,7 +12,7 @@ import optax
 
 from . import _checks, storage
 from ._signature import factory
-from .decay import as_schedule
+from .decay import Weights, as_schedule, weights
 
 
 class ScaleByRmsState(NamedTuple):
@@ -178,12 +178,14 @@ def _update_leaf(
     if mu is not None:
         storage.same_kind("gradient", g, "mu", mu)
     real = storage.arithmetic_dtype(g, nu)
+    keep, take = weights(rho, real)
     u, new_nu, new_mu = _recursion(
         jnp.asarray(g, storage.like(g, real)),
         storage.read(nu, real),
         None if mu is None else storage.read(mu, real),
-        keep=jnp.asarray(rho, real),
-        take=jnp.asarray(1 - rho, real),  # in the caller's precision, then rounded
+        keep=keep,
+        take=take,
+        left=1 - take if isinstance(rho, Weights) else keep,
         eps_root=jnp.asarray(eps_root, real),
         eps=jnp.asarray(eps, real),
         skip_nonfinite=skip_nonfinite,
@@ -200,6 +202,7 @@ def _recursion(
     *,
     keep: jax.Array,
     take: jax.Array,
+    left: jax.Array,
     eps_root: jax.Array,
     eps: jax.Array,
     skip_nonfinite: bool,
@@ -215,10 +218,11 @@ def _recursion(
         new_mu = None
         new_nu = variance = unless_skipped(keep * nu + take * square, nu)
     else:
-        # g_t - mu_t is rho delta_t; so written, nu cannot be negative. Not infinite,
-        # because rho may be 0; the floor is, where it matters.
+        # g_t - mu_t is what the mean left of delta_t (rho delta_t); so written, nu
+        # cannot be negative. Not infinite, because rho may be 0; the floor is, where it
+        # matters.
         most = float(jnp.finfo(nu.dtype).max)
-        spread = take * keep * jnp.minimum(square, most)
+        spread = take * left * jnp.minimum(square, most)
         new_nu = unless_skipped(keep * nu + spread, nu)
         # Zero, but mu has to wait for it: if nu could come second, XLA would copy the
         # old mu for it before a donated mu is overwritten (on CPUs 1.6 times the time).

@@ -1,12 +1,12 @@
 """Decay schedules: how much of the moving average each step keeps.
 
 A schedule is any function of the number of updates done (an int32 scalar, 0 at the
-first update, as everywhere in Optax) that returns rho_t in [0, 1). Whatever rho_1 = 0
-makes the average forget its initial value; bias correction is no more than that.
+first update, as everywhere in Optax) that returns rho_t in [0, 1), or `Weights`. Where
+rho_1 = 0 the average forgets its initial value; bias correction is no more than that.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,19 @@ from . import _checks
 Schedule = Callable[[Any], Any]
 
 _TINY = 1e-37  # has a logarithm
+
+
+class Weights(NamedTuple):
+    """What a schedule may return in the place of rho_t: both weights of a step.
+
+    Attributes:
+      keep: what the old average is multiplied with.
+      take: what the new value is multiplied with. None is 1 - keep, taken after `keep`
+        was rounded to the dtype of the arithmetic; of a bare rho_t it is taken before.
+    """
+
+    keep: Any
+    take: Any = None
 
 
 def constant(value: jax.typing.ArrayLike) -> Schedule:
@@ -119,9 +132,26 @@ def power(exponent: jax.typing.ArrayLike = 0.8) -> Schedule:
     return schedule
 
 
+def weights(rho: Any, dtype: Any) -> Weights:
+    """Returns both weights of a step in `dtype`, of what a schedule returned."""
+    if not isinstance(rho, Weights):
+        # In the caller's precision: float32 leaves three digits of 1 - 0.9999.
+        return Weights(jnp.asarray(rho, dtype), jnp.asarray(1 - rho, dtype))
+    keep = jnp.asarray(rho.keep, dtype)
+    return Weights(keep, 1 - keep if rho.take is None else jnp.asarray(rho.take, dtype))
+
+
 def as_schedule(decay: Any, bias_correction: Any) -> Schedule:
     """Returns the schedule that these two arguments of `scale_by_rms` mean."""
-    _checks.number("decay", decay, "in [0, 1)", or_schedule=True)
+
+    def rho(count: Any) -> Any:
+        value = decay(count)
+        if not isinstance(value, Weights):
+            return value
+        return value.keep if value.take is None else 1 - value.take
+
+    checked = rho if callable(decay) else decay
+    _checks.number("decay", checked, "in [0, 1)", or_schedule=True)
     _checks.flag("bias_correction", bias_correction)
     if not callable(decay):
         return debiased(decay) if bias_correction else constant(decay)

@@ -18,10 +18,20 @@ MAP = {
     "_transform": {"_checks", "_signature", "storage", "decay"},
     "_chain": {"_checks", "storage"},
     "_rmsprop": {"_checks", "_signature", "_chain", "_transform"},
-    "__init__": {"decay", "_rmsprop", "_transform"},
+    "dialects._dialect": {"_signature", "_rmsprop"},
+    "dialects._documentation": {"_signature"},
+    "dialects._jax": {"decay", "_dialect"},
+    "dialects._tensorflow": {"_checks", "decay", "_dialect"},
+    "dialects._torch": {"_checks", "_dialect"},
+    "dialects._papers": {"_dialect", "_tensorflow"},
+    "dialects.__init__": {
+        "_documentation", "_jax", "_papers", "_tensorflow", "_torch",
+    },
+    "__init__": {"decay", "dialects", "_rmsprop", "_transform"},
     "__main__": {"cli"},
 }
-CORE = [name for name in MAP if not name.startswith("__")]
+CORE = [name for name in MAP if not name.startswith("__") and "." not in name]
+DIALECTS = [name for name in MAP if name.startswith("dialects.")]
 FOR_PEOPLE = {"cli", "demo"}  # may import anything, and nothing else imports them
 
 
@@ -65,11 +75,15 @@ def test_the_core_needs_jax_and_optax_only():
         "difflib",
         "functools",
         "inspect",
+        "types",
         "typing",
     }
     for name in CORE:
         _, others = imports(PACKAGE / f"{name}.py")
         assert others <= standard | {"jax", "optax", "numpy"}, name
+    for name in DIALECTS:
+        _, others = imports(PACKAGE / f"{name.replace('.', '/')}.py")
+        assert others <= standard | {"warnings", "jax", "optax", "numpy"}, name
 
 
 def test_importing_the_package_imports_nothing_for_people():
@@ -89,7 +103,7 @@ def test_core_files_are_short(name):
 
 
 def test_the_update_rule_stands_in_one_place():
-    code = {name: path for name, path in modules() if name in CORE}
+    code = {name: path for name, path in modules() if name in CORE + DIALECTS}
     with_root = [
         name
         for name, path in code.items()

@@ -1,0 +1,50 @@
+"""Every framework's RMSProp, under its own argument names, order and defaults.
+
+A dialect takes the call that you have in another framework and returns the Optax
+transformation that takes the same steps. Each is a specialisation of
+`rmsprop_jax.rmsprop`, and takes its `skip_nonfinite`, `nu_dtype`, `mu_dtype`,
+`accumulator_dtype` and `weight_decay_mask` by keyword too. A learning rate may be an
+Optax schedule everywhere. The dtypes of state and arithmetic are ours (float32 or
+wider), and complex parameters use |g|², where torch takes their parts one by one.
+"""
+
+from . import _documentation
+from ._jax import jax_example as jax_example
+from ._jax import optax as optax
+from ._papers import graves as graves
+from ._papers import hinton as hinton
+from ._papers import impala as impala
+from ._papers import nature_dqn as nature_dqn
+from ._tensorflow import keras as keras
+from ._tensorflow import paddle as paddle
+from ._tensorflow import tf1 as tf1
+from ._tensorflow import tf_keras as tf_keras
+from ._torch import bitsandbytes as bitsandbytes
+from ._torch import mlx as mlx
+from ._torch import sb3 as sb3
+from ._torch import timm as timm
+from ._torch import torch as torch
+
+DIALECTS = {
+    dialect.__name__: dialect
+    for dialect in (
+        torch, timm, sb3, bitsandbytes, mlx, tf1, keras, tf_keras, paddle, optax,
+        jax_example, hinton, graves, nature_dqn, impala,
+    )
+}  # fmt: skip
+"""The dialects by name."""
+
+
+def table() -> str:
+    """Returns what each dialect does, as a table in Markdown, read off the dialects.
+
+    Example:
+      >>> from rmsprop_jax import dialects
+      >>> print(dialects.table().splitlines()[0])
+      | dialect | v₀ | ε | decay | learning rate | momentum | centred | weight decay |
+    """
+    return _documentation.table(DIALECTS.values())
+
+
+_documentation.document(DIALECTS.values())
+__doc__ = f"{__doc__}\n{table()}\n"

@@ -1,0 +1,131 @@
+"""The dialects of JAX's own libraries."""
+
+from collections.abc import Callable
+from typing import Any, Unpack
+
+import jax.numpy as jnp
+
+from ..decay import Weights, debiased
+from ._dialect import Options, dialect, is_zero, unless_zero
+
+Rate = float | Callable[[Any], Any]
+
+
+@dialect(
+    {
+        "nesterov": "jax.example_libraries has plain momentum",
+        "centered": "jax.example_libraries has no centred RMSProp",
+        "weight_decay": "jax.example_libraries has no weight decay",
+    }
+)
+def jax_example(
+    step_size: Rate,
+    gamma: float = 0.9,
+    eps: float = 1e-8,
+    momentum: float = 0.0,
+    **options: Unpack[Options],
+) -> dict[str, Any]:
+    """`rmsprop` and `rmsprop_momentum` of `jax.example_libraries.optimizers`.
+
+    {equation}
+
+    Args:
+      step_size: the learning rate, a number or a schedule.
+      gamma: the decay, in [0, 1).
+      eps: at least 0, in units of the squared gradient.
+      momentum: in [0, 1]; 0 is `rmsprop`, and `rmsprop_momentum` has 0.9 by default.
+      {shared}
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import dialects
+      >>> tx = dialects.jax_example(0.01, gamma=0.99)
+      >>> updates, state = tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
+      >>> print(f"{updates[0]:.4f}")
+      -0.1000
+
+    References:
+      jax.example_libraries.optimizers in JAX 0.10.2.
+    """
+    return dict(
+        learning_rate=step_size,
+        decay=gamma,
+        eps=eps,
+        momentum=unless_zero(momentum),
+        **options,
+    )
+
+
+@dialect({"weight_decay": "optax.rmsprop has none: chain optax.add_decayed_weights"})
+def optax(
+    learning_rate: Rate,
+    decay: float = 0.9,
+    eps: float = 1e-8,
+    initial_scale: float = 0.0,
+    eps_in_sqrt: bool = True,
+    centered: bool = False,
+    momentum: float | None = None,
+    nesterov: bool = False,
+    bias_correction: bool = False,
+    **options: Unpack[Options],
+) -> dict[str, Any]:
+    """`optax.rmsprop`, also where `rmsprop_jax.rmsprop` corrects it.
+
+    {equation}
+
+    The difference: with `bias_correction` Optax divides the initial value by 1 − decayᵗ
+    like the gradients, so what is left of it at step t is decayᵗ·initial_scale /
+    (1 − decayᵗ); `rmsprop` leaves out the initial value.
+
+    Args:
+      learning_rate: a number or an Optax schedule.
+      decay: in [0, 1).
+      eps: at least 0, in units of the squared gradient, or of the gradient where not
+        `eps_in_sqrt`.
+      initial_scale: the initial value of v, at least 0.
+      eps_in_sqrt: whether eps is added inside the root or outside.
+      centered: whether to subtract the squared mean.
+      momentum: in [0, 1], or None for no buffer.
+      nesterov: whether the momentum is Nesterov's; needs `momentum`.
+      bias_correction: whether to divide the averages by 1 − decayᵗ.
+      {shared}
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import dialects
+      >>> tx = dialects.optax(0.01, initial_scale=1.0, bias_correction=True)
+      >>> updates, state = tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
+      >>> print(f"{updates[0]:.5f}")  # √10 times too small
+      -0.00316
+
+    References:
+      optax.rmsprop in Optax 0.2.8.
+    """
+    arguments = dict(
+        learning_rate=learning_rate,
+        decay=decay,
+        eps=eps,
+        initial_scale=initial_scale,
+        eps_in_sqrt=eps_in_sqrt,
+        centered=centered,
+        momentum=momentum,
+        nesterov=nesterov,
+        bias_correction=bias_correction,
+        **options,
+    )
+    if bias_correction and not is_zero(initial_scale):
+        rho = debiased(decay)
+
+        def weights(count: Any) -> Weights:
+            kept = rho(count)
+            first = jnp.asarray(count) == 0
+            return Weights(jnp.where(first, 1, kept), jnp.where(first, 1, 1 - kept))
+
+        # What Optax keeps of the initial value after a step, so that step keeps all.
+        kept_of_one = decay / (1 - decay)
+        arguments |= {
+            "decay": weights,
+            "initial_scale": kept_of_one * initial_scale,
+            "bias_correction": False,
+        }
+    return arguments

@@ -1,0 +1,338 @@
+"""The dialects of TensorFlow, Keras and Paddle, which keep the rate in the momentum."""
+
+from typing import Any, Literal, Unpack
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import _checks
+from ..decay import Weights
+from ._dialect import Options, as_float32, dialect, is_zero, unless_zero
+
+Rate = optax.ScalarOrSchedule
+
+
+@dialect(
+    {
+        "nesterov": "TF1's RMSPropOptimizer has plain momentum",
+        "weight_decay": "TF1's RMSPropOptimizer has none: add it to the loss",
+    }
+)
+def tf1(
+    learning_rate: Rate,
+    decay: float = 0.9,
+    momentum: float = 0.0,
+    epsilon: float = 1e-10,
+    use_locking: bool = False,
+    centered: bool = False,
+    name: str = "RMSProp",
+    **options: Unpack[Options],
+) -> dict[str, Any]:
+    """`tf.compat.v1.train.RMSPropOptimizer`: v starts at 1, momentum of steps.
+
+    {equation}
+
+    1 − decay is taken after decay was rounded to the dtype of the variable. TF1 makes
+    float32 of Python floats, also for variables in float64: pass np.float32(0.9) for
+    what it does with 0.9 there.
+
+    Args:
+      learning_rate: a number or an Optax schedule.
+      decay: in [0, 1).
+      momentum: in [0, 1]; 0 keeps no buffer (TF1 keeps one).
+      epsilon: at least 0, in units of the squared gradient.
+      use_locking, name: no effect here.
+      centered: whether to subtract the squared mean.
+      {shared}
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import dialects
+      >>> tx = dialects.tf1(0.01, 0.9, 0.9, 1e-3)
+      >>> updates, state = tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
+      >>> print(f"{updates[0]:.4f}")  # from v = 1
+      -0.0100
+
+    References:
+      tf.compat.v1.train.RMSPropOptimizer in TensorFlow 2.21.0.
+    """
+    del use_locking, name
+    return dict(
+        learning_rate=learning_rate,
+        decay=lambda count: Weights(keep=decay),
+        eps=epsilon,
+        initial_scale=1.0,
+        centered=centered,
+        momentum=unless_zero(momentum),
+        **options,
+    )
+
+
+_KERAS_REFUSED = {"nesterov": "Keras's RMSprop has plain momentum"}
+
+
+@dialect(_KERAS_REFUSED)
+def keras(
+    learning_rate: Rate = 0.001,
+    rho: float = 0.9,
+    momentum: float = 0.0,
+    epsilon: float = 1e-7,
+    centered: bool = False,
+    weight_decay: Rate | None = None,
+    clipnorm: float | None = None,
+    clipvalue: float | None = None,
+    global_clipnorm: float | None = None,
+    use_ema: bool = False,
+    ema_momentum: float = 0.99,
+    ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: float | None = None,
+    gradient_accumulation_steps: int | None = None,
+    name: str | None = None,
+    *,
+    backend: Literal["tensorflow", "jax", "torch"] = "tensorflow",
+    **options: Unpack[Options],
+) -> dict[str, Any]:
+    """`keras.optimizers.RMSprop` (Keras 3): ε in the root, decoupled weight decay.
+
+    {equation}
+
+    Args:
+      learning_rate: a number or an Optax schedule.
+      rho: the decay, in [0, 1).
+      momentum: in [0, 1]; 0 keeps no buffer.
+      epsilon: at least 0, in units of the squared gradient.
+      centered: whether to subtract the squared mean.
+      weight_decay: decoupled (AdamW's): times the learning rate, off the parameters.
+      clipnorm, clipvalue, global_clipnorm: clip each gradient's norm, its elements, or
+        the norm of all gradients first; one of them at most.
+      use_ema, loss_scale_factor, gradient_accumulation_steps: have to be off; Optax has
+        `optax.ema`, Flax its dynamic loss scale, and Optax `optax.MultiSteps`.
+      ema_momentum, ema_overwrite_frequency, name: no effect here.
+      backend: what Keras runs on; TensorFlow rounds `weight_decay` to float32, which
+        shows in float64 only.
+      {shared}
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import dialects
+      >>> tx = dialects.keras(learning_rate=0.1)
+      >>> updates, state = tx.update(jnp.full(1, 10.0), tx.init(jnp.full(1, 10.0)))
+      >>> print(f"{updates[0]:.4f}")  # Keras's documentation: 10 becomes 9.683772
+      -0.3162
+
+    References:
+      keras.optimizers.RMSprop in Keras 3.15.1.
+    """
+    del ema_momentum, ema_overwrite_frequency, name
+    for argument, value, instead in (
+        ("use_ema", use_ema, "keep the average with `optax.ema` or flax's"),
+        ("loss_scale_factor", loss_scale_factor, "scale the loss in your step"),
+        (
+            "gradient_accumulation_steps",
+            gradient_accumulation_steps,
+            "wrap this in `optax.MultiSteps`",
+        ),
+    ):
+        if value:
+            raise ValueError(
+                f"`{argument}` is not the optimizer's business here: {instead}."
+            )
+    if backend not in ("tensorflow", "jax", "torch"):
+        raise ValueError(
+            f"`backend` must be 'tensorflow', 'jax' or 'torch', got {backend!r}."
+        )
+    rate = weight_decay if weight_decay is None else unless_zero(weight_decay)
+    return dict(
+        before=_clipping(clipnorm, clipvalue, global_clipnorm),
+        learning_rate=learning_rate,
+        decay=rho,
+        eps=epsilon,
+        centered=centered,
+        momentum=unless_zero(momentum),
+        weight_decay=as_float32(rate) if backend == "tensorflow" else rate,
+        weight_decay_mode="decoupled",
+        **options,
+    )
+
+
+@dialect(
+    {
+        **_KERAS_REFUSED,
+        "weight_decay": "The legacy Keras RMSprop has none: add it to the loss, or use "
+        "dialects.keras",
+    }
+)
+def tf_keras(
+    learning_rate: Rate = 0.001,
+    rho: float = 0.9,
+    momentum: float = 0.0,
+    epsilon: float = 1e-7,
+    centered: bool = False,
+    name: str = "RMSprop",
+    *,
+    clipnorm: float | None = None,
+    clipvalue: float | None = None,
+    global_clipnorm: float | None = None,
+    lr: Rate | None = None,
+    decay: float = 0.0,
+    **options: Unpack[Options],
+) -> dict[str, Any]:
+    """`tf_keras.optimizers.legacy.RMSprop` (Keras 2): ε moves with the momentum.
+
+    {equation}
+
+    The learning rate, rho and momentum are rounded to float32, also in float64.
+
+    Args:
+      learning_rate: a number or an Optax schedule.
+      rho: the decay of the average, in [0, 1).
+      momentum: in [0, 1]; 0 keeps no buffer. It has to be a number, not an array,
+        because the place of epsilon depends on it.
+      epsilon: at least 0, in units of the gradient, or with momentum of its square.
+      centered: whether to subtract the squared mean.
+      name: no effect here.
+      clipnorm, clipvalue, global_clipnorm: clip each gradient's norm, its elements, or
+        the norm of all gradients first; one of them at most.
+      lr: the old name of learning_rate.
+      decay: that of the learning rate, which is divided by 1 + decay·step; at least 0.
+      {shared}
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import dialects
+      >>> grads = params = jnp.full(1, 1e-4)
+      >>> for momentum in (0.0, 0.9):
+      ...     tx = dialects.tf_keras(0.001, momentum=momentum)
+      ...     updates, state = tx.update(grads, tx.init(params))
+      ...     print(f"{updates[0]:.5f}")
+      -0.00315
+      -0.00031
+
+    References:
+      tf_keras.optimizers.legacy.RMSprop in tf_keras 2.21.0 (OptimizerV2).
+    """
+    del name
+    if isinstance(momentum, jax.Array):
+        raise TypeError(
+            f"`momentum` must be a number, got {momentum}: whether epsilon is inside "
+            "the root depends on it. In optax.inject_hyperparams, pass "
+            'static_args="momentum".'
+        )
+    _checks.number("decay", decay, "finite and at least 0")
+    rate = as_float32(learning_rate if lr is None else lr)
+    return dict(
+        before=_clipping(clipnorm, clipvalue, global_clipnorm),
+        learning_rate=rate if is_zero(decay) else _over_time(rate, decay),
+        decay=as_float32(rho),
+        eps=epsilon,
+        eps_in_sqrt=not is_zero(momentum),
+        centered=centered,
+        momentum=as_float32(unless_zero(momentum)),
+        **options,
+    )
+
+
+@dialect(
+    {"nesterov": "Paddle's RMSProp has plain momentum, whatever its documentation says"}
+)
+def paddle(
+    learning_rate: Rate,
+    rho: float = 0.95,
+    epsilon: float = 1.0e-6,
+    momentum: float = 0.0,
+    centered: bool = False,
+    parameters: None = None,
+    weight_decay: Rate | None = None,
+    grad_clip: None = None,
+    name: str | None = None,
+    **options: Unpack[Options],
+) -> dict[str, Any]:
+    """`paddle.optimizer.RMSProp`: ε in the root, momentum of steps, coupled decay.
+
+    {equation}
+
+    The momentum is plain: Paddle's documentation says Nesterov, its code does not. rho,
+    epsilon and momentum are rounded to float32, also in float64.
+
+    Args:
+      learning_rate: a number or an Optax schedule.
+      rho: the decay, in [0, 1).
+      epsilon: at least 0, in units of the squared gradient.
+      momentum: in [0, 1]; 0 keeps no buffer (Paddle keeps one).
+      centered: whether to subtract the squared mean.
+      parameters: has to be None: the parameters are what `init` gets.
+      weight_decay: coupled (L2): added to the gradient, times the parameter.
+      grad_clip: has to be None: chain `optax.clip_by_global_norm` or the like before.
+      name: no effect here.
+      {shared}
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import dialects
+      >>> tx = dialects.paddle(0.01, rho=0.99)
+      >>> updates, state = tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
+      >>> print(f"{updates[0]:.4f}")
+      -0.1000
+
+    References:
+      paddle.optimizer.RMSProp in PaddlePaddle 3.3.1.
+    """
+    del name
+    for argument, value, instead in (
+        ("parameters", parameters, "the parameters are what its `init` gets"),
+        (
+            "grad_clip",
+            grad_clip,
+            "chain `optax.clip_by_global_norm` or the like before",
+        ),
+    ):
+        if value is not None:
+            raise TypeError(f"`{argument}` must be None here: {instead}.")
+    return dict(
+        learning_rate=learning_rate,
+        decay=as_float32(rho),
+        eps=as_float32(epsilon),
+        centered=centered,
+        momentum=as_float32(unless_zero(momentum)),
+        weight_decay=weight_decay,
+        **options,
+    )
+
+
+def _over_time(rate: Any, decay: Any) -> Any:
+    def schedule(count: Any) -> Any:
+        now = rate(count) if callable(rate) else rate
+        return jnp.asarray(now, float) / (1 + decay * jnp.asarray(count, float))
+
+    return schedule
+
+
+def _clipping(
+    clipnorm: Any, clipvalue: Any, global_clipnorm: Any
+) -> optax.GradientTransformation | None:
+    """Returns the clipping that Keras does first, or None for none."""
+    given = {
+        "clipnorm": clipnorm,
+        "clipvalue": clipvalue,
+        "global_clipnorm": global_clipnorm,
+    }
+    given = {name: limit for name, limit in given.items() if limit is not None}
+    if len(given) > 1:
+        names = " and ".join(f"`{name}`" for name in given)
+        raise ValueError(f"Keras takes one clipping at most, got {names}: keep one.")
+    for name, limit in given.items():
+        _checks.number(name, limit, "finite and greater than 0")
+    if clipvalue is not None:
+        return optax.clip(clipvalue)
+    if global_clipnorm is not None:
+        return optax.clip_by_global_norm(global_clipnorm)
+    if clipnorm is None:
+        return None
+
+    def clipped(g: Any, params: Any) -> jax.Array:
+        del params
+        norm = jnp.linalg.norm(jnp.ravel(g))
+        return g * (clipnorm / jnp.maximum(norm, clipnorm)).astype(g.dtype)
+
+    return optax.stateless_with_tree_map(clipped)

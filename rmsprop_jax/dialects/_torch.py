@@ -1,0 +1,327 @@
+"""The dialects of torch and of what looks like it."""
+
+import warnings
+from typing import Any, Unpack
+
+import optax
+
+from .. import _checks
+from ._dialect import Options, dialect, is_zero, unless_zero
+
+Rate = optax.ScalarOrSchedule
+
+
+@dialect({"nesterov": "torch.optim.RMSprop has no Nesterov momentum"})
+def torch(
+    lr: Rate = 1e-2,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: Rate = 0,
+    momentum: float = 0,
+    centered: bool = False,
+    capturable: bool = False,
+    foreach: bool | None = None,
+    maximize: bool = False,
+    differentiable: bool = False,
+    **options: Unpack[Options],
+) -> dict[str, Any]:
+    """`torch.optim.RMSprop`: ε outside the root, momentum of directions.
+
+    {equation}
+
+    Args:
+      lr: the learning rate, a number or an Optax schedule.
+      alpha: the decay, in [0, 1).
+      eps: at least 0, in units of the gradient.
+      weight_decay: coupled (L2): added to the gradient, times the parameter.
+      momentum: in [0, 1]; 0 keeps no buffer.
+      centered: whether to subtract the squared mean.
+      capturable, foreach, differentiable: torch's implementation; no effect here.
+      maximize: whether to ascend; the weight decay is still towards zero.
+      {shared}
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import dialects
+      >>> tx = dialects.torch(lr=1e-2, alpha=0.99)
+      >>> updates, state = tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
+      >>> print(f"{updates[0]:.4f}")  # from v = 0: lr / √(1 − alpha)
+      -0.1000
+
+    References:
+      torch.optim.RMSprop in PyTorch 2.13.0.
+    """
+    del capturable, foreach, differentiable
+    return dict(
+        learning_rate=lr,
+        decay=alpha,
+        eps=eps,
+        eps_in_sqrt=False,
+        centered=centered,
+        momentum=unless_zero(momentum),
+        learning_rate_in_momentum=False,
+        weight_decay=weight_decay,
+        maximize=maximize,
+        **options,
+    )
+
+
+@dialect({"nesterov": "Stable-Baselines3's RMSpropTFLike has no Nesterov momentum"})
+def sb3(
+    lr: Rate = 1e-2,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: Rate = 0,
+    momentum: float = 0,
+    centered: bool = False,
+    **options: Unpack[Options],
+) -> dict[str, Any]:
+    """`RMSpropTFLike` of Stable-Baselines3: torch's, but v starts at 1, ε in the root.
+
+    {equation}
+
+    Args:
+      lr: the learning rate, a number or an Optax schedule.
+      alpha: the decay, in [0, 1).
+      eps: at least 0, in units of the squared gradient.
+      weight_decay: coupled (L2): added to the gradient, times the parameter.
+      momentum: in [0, 1]; 0 keeps no buffer.
+      centered: whether to subtract the squared mean.
+      {shared}
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import dialects
+      >>> tx = dialects.sb3(7e-4, alpha=0.99, eps=1e-5)  # A2C's
+      >>> updates, state = tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
+      >>> print(f"{updates[0]:.4f}")  # from v = 1: the first step is the learning rate
+      -0.0007
+
+    References:
+      stable_baselines3.common.sb2_compat.rmsprop_tf_like in Stable-Baselines3 2.9.2.
+    """
+    return dict(
+        learning_rate=lr,
+        decay=alpha,
+        eps=eps,
+        initial_scale=1.0,
+        centered=centered,
+        momentum=unless_zero(momentum),
+        learning_rate_in_momentum=False,
+        weight_decay=weight_decay,
+        **options,
+    )
+
+
+@dialect({"nesterov": "timm's RMSpropTF has no Nesterov momentum"})
+def timm(
+    lr: Rate = 1e-2,
+    alpha: float = 0.9,
+    eps: float = 1e-10,
+    weight_decay: float = 0,
+    momentum: float = 0.0,
+    centered: bool = False,
+    decoupled_decay: bool = False,
+    corrected_weight_decay: bool = False,
+    lr_in_momentum: bool = True,
+    caution: bool = False,
+    foreach: bool | None = None,
+    *,
+    max_lr_snapshot: float | None = None,
+    **options: Unpack[Options],
+) -> dict[str, Any]:
+    """`RMSpropTF` of timm: like TF1's, with three kinds of weight decay, and caution.
+
+    {equation}
+
+    With `decoupled_decay` θ ← θ − lr·weight_decay·θ instead of the first line; with
+    `corrected_weight_decay` too, lr²/max_lr_snapshot in the place of lr there.
+
+    Args:
+      lr: the learning rate, a number or an Optax schedule.
+      alpha: the decay, in [0, 1).
+      eps: at least 0, in units of the squared gradient.
+      weight_decay: a number, at least 0.
+      momentum: in [0, 1]; 0 keeps no buffer.
+      centered: whether to subtract the squared mean.
+      decoupled_decay: whether weight decay acts on the parameters, not the gradient.
+      corrected_weight_decay: whether it falls with the square of the learning rate;
+        only where decoupled.
+      lr_in_momentum: whether the buffer gathers steps (TF) or directions (torch).
+      caution: whether momentum that points against the gradient is left out, as
+        `cautious` of `rmsprop`; no effect without momentum.
+      foreach: chooses timm's implementation; no effect here.
+      max_lr_snapshot: the learning rate that timm's constructor got, the peak of its
+        schedule; by default lr, or its value at step 0, which has to be its peak.
+      {shared}
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import dialects
+      >>> tx = dialects.timm(0.016, 0.9, eps=1e-3, weight_decay=1e-5, momentum=0.9)
+      >>> params = jnp.zeros(1)
+      >>> updates, state = tx.update(jnp.ones(1), tx.init(params), params)
+      >>> print(f"{updates[0]:.4f}")  # from v = 1
+      -0.0160
+
+    References:
+      timm.optim.RMSpropTF in timm 1.0.31.
+    """
+    del foreach
+    mode, rate = "coupled", unless_zero(weight_decay)
+    if decoupled_decay and rate is not None:
+        mode = "decoupled"
+        if corrected_weight_decay:
+            mode = "independent"
+            rate = _corrected(lr, rate, _peak(lr, max_lr_snapshot))
+    return dict(
+        learning_rate=lr,
+        decay=alpha,
+        eps=eps,
+        initial_scale=1.0,
+        centered=centered,
+        momentum=unless_zero(momentum),
+        learning_rate_in_momentum=lr_in_momentum,
+        cautious=caution and not is_zero(momentum),
+        weight_decay=rate,
+        weight_decay_mode=mode,
+        **options,
+    )
+
+
+def _peak(lr: Any, max_lr_snapshot: Any) -> Any:
+    """Returns the learning rate that timm's correction compares with."""
+    if max_lr_snapshot is None and callable(lr):
+        max_lr_snapshot = lr(0)
+        if any(lr(count) > max_lr_snapshot for count in (1, 10, 100, 1000)):
+            raise ValueError(
+                "`corrected_weight_decay` compares `lr` with its peak, and this "
+                "schedule rises after step 0: pass its peak, `max_lr_snapshot`."
+            )
+    peak = lr if max_lr_snapshot is None else max_lr_snapshot
+    _checks.number("max_lr_snapshot", peak, "finite and greater than 0")
+    return peak
+
+
+def _corrected(lr: Any, weight_decay: Any, peak: Any) -> Any:
+    if callable(lr):
+        return lambda count: lr(count) * (lr(count) / peak) * weight_decay
+    return lr * (lr / peak) * weight_decay
+
+
+_NO_BUFFER = (
+    "bitsandbytes' RMSprop accepts `momentum` and ignores it (0.50.2), and so does "
+    "this dialect: use dialects.torch for momentum"
+)
+
+
+@dialect({"nesterov": "bitsandbytes' RMSprop has no Nesterov momentum"})
+def bitsandbytes(
+    lr: Rate = 1e-2,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: Rate = 0,
+    momentum: float = 0,
+    centered: bool = False,
+    optim_bits: int = 32,
+    args: Any = None,
+    min_8bit_size: int = 4096,
+    **options: Unpack[Options],
+) -> dict[str, Any]:
+    """`bitsandbytes.optim.RMSprop` with its 32-bit state: ε outside, no momentum.
+
+    {equation}
+
+    It takes `momentum` as bitsandbytes does, and ignores it as bitsandbytes does, with
+    a warning.
+
+    Args:
+      lr: the learning rate, a number or an Optax schedule.
+      alpha: the decay, in (0, 1).
+      eps: at least 0, in units of the gradient.
+      weight_decay: coupled (L2): added to the gradient, times the parameter.
+      momentum: ignored.
+      centered: has to be False.
+      optim_bits: has to be 32.
+      args, min_8bit_size: for 8-bit state; no effect here.
+      {shared}
+      NotImplementedError: for centered=True, alpha=0 (bitsandbytes refuses these, too)
+        and optim_bits=8.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import dialects
+      >>> tx = dialects.bitsandbytes(lr=1e-2, alpha=0.99)
+      >>> updates, state = tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
+      >>> print(f"{updates[0]:.4f}")
+      -0.1000
+
+    References:
+      bitsandbytes.optim.RMSprop in bitsandbytes 0.50.2.
+    """
+    del args, min_8bit_size
+    if is_zero(alpha):
+        raise NotImplementedError("RMSprop with `alpha`==0.0 is not supported!")
+    if centered:
+        raise NotImplementedError(
+            "Centered RMSprop is not supported! bitsandbytes' kernels keep no mean "
+            "gradient. Leave `centered` out, or use dialects.torch."
+        )
+    if optim_bits != 32:
+        raise NotImplementedError(
+            f"`optim_bits` is {optim_bits}; this dialect is bitsandbytes' 32-bit rule."
+        )
+    if not is_zero(momentum):
+        warnings.warn(_NO_BUFFER, stacklevel=4)
+    return dict(
+        learning_rate=lr,
+        decay=alpha,
+        eps=eps,
+        eps_in_sqrt=False,
+        weight_decay=weight_decay,
+        **options,
+    )
+
+
+@dialect(
+    {
+        name: f"mlx.optimizers.RMSprop has no {what}"
+        for name, what in (
+            ("momentum", "momentum"),
+            ("nesterov", "momentum"),
+            ("centered", "centred variant"),
+            ("weight_decay", "weight decay: it has AdamW for that"),
+        )
+    }
+)
+def mlx(
+    learning_rate: Rate,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    **options: Unpack[Options],
+) -> dict[str, Any]:
+    """`mlx.optimizers.RMSprop`: ε outside the root, and nothing else.
+
+    {equation}
+
+    Args:
+      learning_rate: a number or an Optax schedule.
+      alpha: the decay, in [0, 1).
+      eps: greater than 0, in units of the gradient.
+      {shared}
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import dialects
+      >>> tx = dialects.mlx(1e-2)
+      >>> updates, state = tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
+      >>> print(f"{updates[0]:.4f}")
+      -0.1000
+
+    References:
+      mlx.optimizers.RMSprop in MLX 0.32.4.
+    """
+    _checks.number("eps", eps, "finite and greater than 0")
+    return dict(
+        learning_rate=learning_rate, decay=alpha, eps=eps, eps_in_sqrt=False, **options
+    )
