@@ -3,6 +3,7 @@
 `rmsprop` is the optimizer, `scale_by_rms` its division alone, `decay` has schedules.
 """
 
+from . import convert as convert
 from . import decay as decay
 from . import dialects as dialects
 from ._rmsprop import rmsprop as rmsprop

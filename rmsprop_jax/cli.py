@@ -18,6 +18,10 @@ COMMANDS = {
         "rmsprop_jax.demo.command",
         "compare RMSProp with SGD, Adagrad and Adam on two small tasks",
     ),
+    "convert": (
+        "rmsprop_jax.convert.command",
+        "move an optimizer's state between torch, Keras, TF1, Optax and JAX",
+    ),
 }
 
 INTERRUPTED = 130

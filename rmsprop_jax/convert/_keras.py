@@ -1,0 +1,258 @@
+"""Optimizer state of Keras 3, in .keras and .weights.h5 files.
+
+There the optimizer's variables are numbered: the iteration, the learning rate, then all
+velocities, all momentums and all average gradients, each in the order of the model's
+trainable variables. Their names follow from the model's layers where a .keras file
+describes them; else the user gives them.
+"""
+
+import inspect
+import io
+import json
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import dialects
+from . import _files
+from ._record import Group, Record, Slots
+
+_EXTRA = "'rmsprop-jax[convert]'"
+_LEAVES = {  # the trainable variables of a layer, in order, where not kernel and bias
+    "BatchNormalization": ("gamma", "beta"),
+    "LayerNormalization": ("gamma", "beta"),
+    "GroupNormalization": ("gamma", "beta"),
+    "Embedding": ("embeddings",),
+}
+
+
+def read(
+    source: Any, framework: str | None = None, names: Iterable[str] | None = None
+) -> Record:
+    """Returns the record of a .keras or .weights.h5 file, or of what `load` returns.
+
+    Args:
+      source: the path, or a dictionary: "variables" (the optimizer's, in order),
+        "config" (its configuration) and "layers" (name and shape of what it trains).
+      framework: "keras".
+      names: the paths of the trainable variables, in the model's order
+        ([v.path for v in model.trainable_variables]).
+    """
+    del framework
+    content = source if isinstance(source, Mapping) else load(source)
+    variables = [np.asarray(value) for value in content["variables"]]
+    config = dict(content.get("config") or {})
+    if len(variables) < 3:
+        raise ValueError(
+            f"It has {len(variables)} optimizer variables; RMSprop's are the iteration,"
+            " the learning rate and a velocity for each weight. Was it saved without "
+            "the optimizer, or before the first step?"
+        )
+    iteration, *rest = variables
+    rate = None if _scheduled(config) else float(rest.pop(0))
+    number = _how_many(rest, config)
+    count = len(rest) // number
+    slots = [rest[i * count : (i + 1) * count] for i in range(number)]
+    shapes = [value.shape for value in slots[0]]
+    named = _names(content, shapes, names)
+    if number == 2 and not config:
+        raise ValueError(
+            "It has two accumulators for each weight, and a file of weights does not "
+            "tell a momentum from a mean: pass a .keras file."
+        )
+    moving = number == 3 or (number == 2 and config["momentum"] > 0)
+    mean = slots[-1] if number == 3 or (number == 2 and not moving) else [None] * count
+    buffer = slots[1] if moving else [None] * count
+    hyperparameters, missing = _hyperparameters(config, rate)
+    hyperparameters["centered"] = mean[0] is not None
+    values = zip(slots[0], mean, buffer, strict=True)
+    return Record(
+        "keras",
+        int(iteration),
+        (Group(hyperparameters, tuple(named)),),
+        {name: Slots(*slot) for name, slot in zip(named, values, strict=True)},
+        missing,
+        content.get("weights"),
+    )
+
+
+def to_dict(record: Record, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns a record as what `load` returns; "variables" are the optimizer's.
+
+    Keras takes them as ``optimizer.load_own_variables``
+    ``({str(i): value for i, value in enumerate(variables)})``.
+
+    Args:
+      record: one in Keras's names and layouts.
+      like: the content of a file to take all else from.
+    """
+    (group,) = record.groups
+    slots = [record.slots[name] for name in group.names]
+    rate = group.hyperparameters.get("learning_rate", 1e-3)
+    variables: list[Any] = [np.asarray(record.step, np.int64)]
+    if not callable(rate) and not _scheduled((like or {}).get("config")):
+        variables.append(np.asarray(rate, np.float32))
+    variables += [s.nu for s in slots]
+    if group.hyperparameters.get("momentum", 0) > 0:
+        buffers = [s.momentum for s in slots]
+        variables += [
+            np.zeros_like(s.nu) if b is None else b
+            for s, b in zip(slots, buffers, strict=True)
+        ]
+    if group.hyperparameters.get("centered", False):
+        variables += [np.zeros_like(s.nu) if s.mu is None else s.mu for s in slots]
+    content = {**(like or {}), "variables": variables}
+    if record.weights:
+        content["weights"] = {**content.get("weights", {}), **record.weights}
+    return content
+
+
+def load(path: Any) -> dict[str, Any]:
+    """Returns the optimizer's variables, its configuration and the model's weights."""
+    path = Path(path)
+    h5py = _files.needed("h5py", f"Reading {path.name}", _EXTRA)
+    model: dict[str, Any] = {}
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            model = json.loads(archive.read("config.json"))
+            file: Any = io.BytesIO(archive.read("model.weights.h5"))
+    else:
+        file = path
+    optimizer = (model.get("compile_config") or {}).get("optimizer") or {}
+    with h5py.File(file, "r") as weights:
+        stored = weights.get("optimizer/vars", {})
+        variables = [stored[str(i)][()] for i in range(len(stored))]
+        places = _places(model, weights)
+        return {
+            "variables": variables,
+            "config": _rmsprop_config(optimizer),
+            "places": places,
+            "weights": {name: weights[place][()] for name, place in places.items()},
+            "file": path.read_bytes(),
+        }
+
+
+def save(path: Any, content: Mapping[str, Any]) -> None:
+    """Writes a file like the one that `content` was loaded from."""
+    path = Path(path)
+    if "file" not in content:
+        raise ValueError(
+            "A Keras file holds the model too: pass `like`, the file to put this "
+            "optimizer's state into; or use export(), and Keras's "
+            "optimizer.load_own_variables."
+        )
+    h5py = _files.needed("h5py", f"Writing {path.name}", _EXTRA)
+    old = io.BytesIO(content["file"])
+    zipped = zipfile.is_zipfile(old)
+    weights = old
+    if zipped:
+        with zipfile.ZipFile(old) as archive:
+            weights = io.BytesIO(archive.read("model.weights.h5"))
+    with h5py.File(weights, "r+") as file:
+        stored = file["optimizer/vars"]
+        if len(stored) != len(content["variables"]):
+            raise ValueError(
+                f"The file has {len(stored)} optimizer variables, this state "
+                f"{len(content['variables'])}: momentum or centering differ."
+            )
+        for i, value in enumerate(content["variables"]):
+            stored[str(i)][...] = value
+        for name, place in content["places"].items():
+            file[place][...] = content["weights"][name]
+    with _files.replacing(path) as temporary:
+        if not zipped:
+            temporary.write_bytes(weights.getvalue())
+            return
+        with zipfile.ZipFile(old) as archive, zipfile.ZipFile(temporary, "w") as new:
+            for entry in archive.infolist():
+                is_weights = entry.filename == "model.weights.h5"
+                new.writestr(
+                    entry, weights.getvalue() if is_weights else archive.read(entry)
+                )
+
+
+def _places(model: Mapping[str, Any], weights: Any) -> dict[str, str]:
+    """Returns the data sets of a model's trainable variables by name, in its order."""
+    layers = (model.get("config") or {}).get("layers", [])
+    group_of = {
+        group["vars"].attrs.get("name", key): key
+        for key, group in weights.get("layers", {}).items()
+        if "vars" in group
+    }
+    places = {}
+    for layer in layers:
+        name = layer["config"]["name"]
+        if name not in group_of:
+            continue
+        stored = weights[f"layers/{group_of[name]}/vars"]
+        leaves = _LEAVES.get(layer["class_name"], ("kernel", "bias"))
+        for i, leaf in zip(range(len(stored)), leaves, strict=False):
+            places[f"{name}/{leaf}"] = f"layers/{group_of[name]}/vars/{i}"
+    return places
+
+
+def _names(
+    content: Mapping[str, Any],
+    shapes: list[tuple[int, ...]],
+    names: Iterable[str] | None,
+) -> list[str]:
+    known = {name: value.shape for name, value in content.get("weights", {}).items()}
+    if names is None and list(known.values()) == shapes:
+        return list(known)
+    if names is None:
+        raise ValueError(
+            "The file numbers the trainable variables and does not name them: pass "
+            "`names`, [v.path for v in model.trainable_variables]."
+        )
+    names = list(names)
+    if len(names) != len(shapes) or len(set(names)) != len(names):
+        raise ValueError(
+            f"`names` must be {len(shapes)} different names, one for each trainable "
+            f"variable, got {len(names)}: {', '.join(names)}."
+        )
+    return names
+
+
+def _how_many(rest: list[np.ndarray], config: Mapping[str, Any]) -> int:
+    """Returns how many accumulators each weight has: 1, 2 or 3."""
+    if config:
+        return 1 + (config["momentum"] > 0) + bool(config["centered"])
+    shapes = [value.shape for value in rest]
+    for number in (3, 2):
+        if (
+            len(shapes) % number == 0
+            and shapes == shapes[: len(shapes) // number] * number
+        ):
+            return number
+    return 1
+
+
+def _hyperparameters(
+    config: Mapping[str, Any], rate: float | None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns what the file has of the dialect's arguments, and what it lacks."""
+    if not config:
+        found: dict[str, Any] = {} if rate is None else {"learning_rate": rate}
+        return found, ("learning_rate", "rho", "momentum", "epsilon", "weight_decay")
+    accepted = inspect.signature(dialects.keras).parameters
+    found = {name: value for name, value in config.items() if name in accepted}
+    if rate is None:
+        del found["learning_rate"]
+    else:
+        found["learning_rate"] = rate
+    return found, ("learning_rate",)
+
+
+def _scheduled(config: Mapping[str, Any] | None) -> bool:
+    return isinstance((config or {}).get("learning_rate"), Mapping)
+
+
+def _rmsprop_config(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    if optimizer and optimizer.get("class_name") != "RMSprop":
+        raise ValueError(
+            f"Its optimizer is {optimizer.get('class_name')}, not RMSprop."
+        )
+    return dict(optimizer.get("config") or {})

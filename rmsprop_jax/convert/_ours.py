@@ -1,0 +1,84 @@
+"""The file of a record: a .safetensors with the arrays and, as JSON, all the rest."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _files
+from ._record import Group, Record, Slots
+
+_EXTRA = "'rmsprop-jax[convert]'"
+_KEY = "rmsprop_jax"
+
+
+def read(
+    source: Any, framework: str | None = None, names: Iterable[str] | None = None
+) -> Record:
+    """Returns the record in a file that `save` wrote."""
+    del framework, names
+    safetensors = _files.needed("safetensors", f"Reading {Path(source).name}", _EXTRA)
+    with safetensors.safe_open(Path(source), "np") as file:
+        about = json.loads((file.metadata() or {})[_KEY])
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    slots, weights = {}, {}
+    for key, value in arrays.items():
+        kind, _, name = key.partition("/")
+        if kind == "params":
+            weights[name] = value
+        else:
+            slots[name] = slots.get(name, Slots(value))._replace(**{kind: value})
+    groups = tuple(
+        Group(g["hyperparameters"], tuple(g["names"])) for g in about["groups"]
+    )
+    order = [name for group in groups for name in group.names]
+    return Record(
+        about["dialect"],
+        about["step"],
+        groups,
+        {name: slots[name] for name in order},
+        tuple(about["missing"]),
+        weights,
+        is_ours=True,
+    )
+
+
+def save(path: Any, record: Record) -> None:
+    """Writes a record; schedules become arguments that the file lacks."""
+    numpy = _files.needed("safetensors.numpy", f"Writing {Path(path).name}", _EXTRA)
+    groups, missing = [], list(record.missing)
+    for group in record.groups:
+        kept = {}
+        for name, value in group.hyperparameters.items():
+            if callable(value):
+                missing.append(name)
+            else:
+                kept[name] = value.item() if hasattr(value, "item") else value
+        groups.append({"hyperparameters": kept, "names": group.names})
+    about = {
+        "dialect": record.dialect,
+        "step": record.step,
+        "groups": groups,
+        "missing": sorted(set(missing)),
+    }
+    arrays = {
+        f"{kind}/{name}": np.ascontiguousarray(value)
+        for name, slots in record.slots.items()
+        for kind, value in slots._asdict().items()
+        if value is not None
+    }
+    arrays |= {
+        f"params/{name}": np.ascontiguousarray(value)
+        for name, value in (record.weights or {}).items()
+    }
+    with _files.replacing(path) as temporary:
+        numpy.save_file(arrays, temporary, {_KEY: json.dumps(about)})
+
+
+def is_ours(path: Any) -> bool:
+    """Whether a .safetensors file is one of these."""
+    safetensors = _files.needed("safetensors", f"Reading {Path(path).name}", _EXTRA)
+    with safetensors.safe_open(Path(path), "np") as file:
+        return _KEY in (file.metadata() or {})

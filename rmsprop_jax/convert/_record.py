@@ -1,0 +1,265 @@
+"""The hub: a record of an optimizer's state that no framework's conventions are in.
+
+Every framework needs one reader and one writer of records, and this file the reader and
+the writer of states of Optax and of ours. A record keeps E[g²], as frameworks do; ours
+keeps the variance where centred, and both directions are taken in float64.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .. import dialects, storage
+from .._rmsprop import rmsprop
+from .._transform import ScaleByRmsState
+
+# Two of these four have no public name.
+_OPTAX_STATES: Any = tuple(
+    type(scale(bias_correction=corrected).init({}))
+    for scale in (optax.scale_by_rms, optax.scale_by_stddev)
+    for corrected in (False, True)
+)
+_KINDS: Any = (ScaleByRmsState, optax.TraceState, *_OPTAX_STATES)
+
+
+class Slots(NamedTuple):
+    """The accumulators of one parameter.
+
+    Attributes:
+      nu: the average of |g|², without bias where the dialect corrects it.
+      mu: the average of g where centred, otherwise None.
+      momentum: the buffer, in the direction that is taken off; None if there is none.
+    """
+
+    nu: Any
+    mu: Any = None
+    momentum: Any = None
+
+
+class Group(NamedTuple):
+    """Parameters that share hyperparameters.
+
+    Attributes:
+      hyperparameters: what the file has, for the dialect, in its names.
+      names: the parameters, in the optimizer's order.
+    """
+
+    hyperparameters: dict[str, Any]
+    names: tuple[str, ...]
+
+
+class Record(NamedTuple):
+    """The state of an optimizer, whoever it belongs to.
+
+    Attributes:
+      dialect: which of `rmsprop_jax.dialects` continues it, or "rmsprop".
+      step: how many updates were done.
+      groups: the parameter groups, in order; one for most frameworks.
+      slots: the accumulators by the name of the parameter, in its framework's layout.
+      missing: hyperparameters that such a file does not hold.
+      weights: the parameters themselves by name, where the file has them.
+      is_ours: whether names, layouts and averages are already those of our state.
+    """
+
+    dialect: str
+    step: int
+    groups: tuple[Group, ...]
+    slots: dict[str, Slots]
+    missing: tuple[str, ...] = ()
+    weights: dict[str, np.ndarray] | None = None
+    is_ours: bool = False
+
+
+def names_of(params: Any) -> dict[str, Any]:
+    """Returns the leaves of a parameter tree by path, "Dense_0/kernel"."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {path_name(path): leaf for path, leaf in leaves}
+
+
+def path_name(path: Any) -> str:
+    """Returns a path as text; the `value` of an NNX variable is not part of it."""
+    parts = [
+        str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
+        for key in path
+    ]
+    if len(parts) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey):
+        parts = parts[:-1] if parts[-1] == "value" else parts
+    return "/".join(parts)
+
+
+def arguments_of(dialect: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `rmsprop` that a dialect's arguments stand for."""
+    function: Callable[..., Any] = maker(dialect)
+    if dialect == "rmsprop":
+        bound = inspect.signature(function).bind_partial(**hyperparameters)
+        return dict(bound.arguments)
+    return inspect.unwrap(function)(**hyperparameters)
+
+
+def maker(dialect: str) -> Callable[..., optax.GradientTransformationExtraArgs]:
+    """Returns the function that makes the optimizer of a dialect.
+
+    Raises:
+      ValueError: if there is no such dialect.
+    """
+    known = {"rmsprop": rmsprop, **dialects.DIALECTS}
+    if dialect not in known:
+        raise ValueError(
+            f"`dialect` must be one of {', '.join(known)}, got {dialect!r}."
+        )
+    return known[dialect]
+
+
+def fill(state: Any, record: Record) -> Any:
+    """Returns an optimizer's state with the accumulators and counts of a record.
+
+    The record has the names and layouts of the parameter tree. The state may be of
+    Optax or of ours, inside any chain, `partition` or `masked`; its structure, dtypes
+    and shardings stay.
+    """
+    group_of = {name: group for group in record.groups for name in group.names}
+
+    def filled(node: Any) -> Any:
+        if isinstance(node, optax.ScaleByScheduleState):
+            return node._replace(count=_like(record.step, node.count))
+        if not isinstance(node, _KINDS):
+            return node
+
+        def slot(of: Callable[[Slots, Group], Any]) -> Callable[[Any, Any], Any]:
+            def value(path: Any, leaf: Any) -> Any:
+                name = path_name(path)
+                found = of(record.slots[name], group_of[name])
+                if found is None:
+                    found = np.zeros(leaf.shape)
+                return _like(found, leaf)
+
+            return value
+
+        def replaced(tree: Any, of: Callable[[Slots, Group], Any]) -> Any:
+            return jax.tree_util.tree_map_with_path(slot(of), tree)
+
+        if isinstance(node, optax.TraceState):
+            return optax.TraceState(
+                replaced(
+                    node.trace,
+                    lambda s, group: _signed(s.momentum, record.dialect, group),
+                )
+            )
+        changes = {"nu": replaced(node.nu, _nu_of(node, record))}
+        mu = getattr(node, "mu", None)
+        if mu is not None:
+            changes["mu"] = replaced(
+                mu, lambda s, group: _biased(node, s.mu, record, group)
+            )
+        if "count" in node._fields:
+            changes["count"] = _like(record.step, node.count)
+        return node._replace(**changes)
+
+    kinds: Any = (*_KINDS, optax.ScaleByScheduleState)
+    return jax.tree.map(filled, state, is_leaf=lambda x: isinstance(x, kinds))
+
+
+def drain(
+    state: Any, dialect: str, groups: tuple[Group, ...], step: int | None = None
+) -> Record:
+    """Returns the record of a state of Optax or of ours: the inverse of `fill`.
+
+    Raises:
+      ValueError: if a parameter of the groups has no accumulator in the state.
+    """
+    kinds: Any = (*_KINDS, optax.ScaleByScheduleState)
+    nodes: list[Any] = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kinds))
+    nodes = [node for node in nodes if isinstance(node, kinds)]
+    counts = [int(node.count) for node in nodes if "count" in node._fields]
+    step = max(counts, default=0) if step is None else step
+    found: dict[str, Slots] = {}
+    group_of = {name: group for group in groups for name in group.names}
+    record = Record(dialect, step, groups, found)
+    for node in nodes:
+        if isinstance(node, optax.TraceState | optax.ScaleByScheduleState):
+            continue
+        means = {} if getattr(node, "mu", None) is None else names_of(node.mu)
+        for name, nu in names_of(node.nu).items():
+            if name not in group_of:
+                continue
+            group, mean = group_of[name], means.get(name)
+            square = _biased(node, _value(nu), record, group, back=True)
+            mu = None if mean is None else _value(mean)
+            mu = _biased(node, mu, record, group, back=True)
+            if mu is not None and isinstance(node, ScaleByRmsState):
+                square = square + np.square(np.abs(mu))
+            dtype = storage.arithmetic_dtype(nu)
+            if mu is not None:
+                mu = mu.astype(storage.like(mu, dtype))
+            found[name] = Slots(square.astype(dtype), mu)
+    for node in nodes:
+        if isinstance(node, optax.TraceState):
+            for name, trace in names_of(node.trace).items():
+                if name in found:
+                    buffer = _value(trace).astype(
+                        storage.like(trace, storage.arithmetic_dtype(trace))
+                    )
+                    buffer = _signed(buffer, dialect, group_of[name])
+                    found[name] = found[name]._replace(momentum=buffer)
+    missing = [name for name in group_of if name not in found]
+    if missing:
+        raise ValueError(
+            f"The state has no accumulators of {', '.join(missing)}: is it of other "
+            "parameters?"
+        )
+    return record
+
+
+def _nu_of(node: Any, record: Record) -> Callable[[Slots, Group], np.ndarray]:
+    """Returns how a kind of state keeps what a record has as E[g²]."""
+
+    def nu(slots: Slots, group: Group) -> np.ndarray:
+        square = np.asarray(slots.nu, np.float64)
+        if isinstance(node, ScaleByRmsState) and node.mu is not None:
+            mean = 0.0 if slots.mu is None else np.abs(slots.mu).astype(np.float64)
+            return np.maximum(square - np.square(mean), 0)
+        return _biased(node, square, record, group)
+
+    return nu
+
+
+def _biased(
+    node: Any, value: Any, record: Record, group: Group, back: bool = False
+) -> Any:
+    """Returns an average as a state of Optax with bias correction keeps it."""
+    if value is None or "WithCount" not in type(node).__name__:
+        return value
+    arguments = arguments_of(record.dialect, group.hyperparameters)
+    decay = arguments.get("decay", 0.9)
+    if callable(decay):  # the dialect's own, for an initial value other than zero
+        decay = group.hyperparameters.get("decay", 0.9)
+    factor = 1 - float(decay) ** record.step
+    return value / factor if back else value * factor
+
+
+def _signed(buffer: Any, dialect: str, group: Group) -> Any:
+    """Negates a buffer that gathers steps: they are taken off where we add them."""
+    if buffer is None:
+        return None
+    arguments = arguments_of(dialect, group.hyperparameters)
+    steps = arguments.get("learning_rate_in_momentum", True)
+    return -buffer if steps and arguments.get("learning_rate") is not None else buffer
+
+
+def _value(stored: Any) -> np.ndarray:
+    """Returns the value of an accumulator in double precision."""
+    wide = storage.read(stored, storage.arithmetic_dtype(stored))
+    return np.asarray(wide, np.complex128 if np.iscomplexobj(wide) else np.float64)
+
+
+def _like(value: Any, leaf: Any) -> Any:
+    """Returns a value with the dtype and the sharding of a leaf that it replaces."""
+    array = jnp.asarray(np.asarray(value).astype(leaf.dtype))
+    if getattr(leaf, "committed", False):
+        return jax.device_put(array, leaf.sharding)
+    return array
