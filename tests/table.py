@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rmsprop_jax import decay, rmsprop, scale_by_rms
+from rmsprop_jax import decay, dialects, rmsprop, scale_by_rms
 
 DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64")
 
@@ -79,6 +79,8 @@ FACTORIES = {
         weight_decay_mask=_matrices,
     ),
     "scheduled": _scheduled,
+    "tf1": lambda rate, rho=0.9, eps=1e-8: dialects.tf1(rate, rho, 0.9, eps),
+    "timm": partial(dialects.timm, momentum=0.9, caution=True, centered=True),
 }
 
 

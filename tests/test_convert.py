@@ -626,7 +626,7 @@ def test_the_command_converts_there_and_back_and_shows_what_went_where(
     write_params(tmp_path / "params.npz", run)
     assert command(source, ours, "--params", tmp_path / "params.npz") == 0
     shown = capsys.readouterr().out
-    for word in ("layers_0/kernel", "0.weight", "axes 1, 0", "momentum", "alpha=0.95"):
+    for word in ("layers_0/kernel", "0.weight", "transposed", "momentum", "alpha=0.95"):
         assert word in shown
     restored = convert.load(ours, run.tree("params", SAVED))
     assert restored.hyperparameters["momentum"] == 0.9

@@ -137,8 +137,10 @@ def _layout(place: Place) -> str:
     parts = (
         [] if place.part is None else [f"part {place.part[0] + 1} of {place.part[1]}"]
     )
-    if place.axes is not None:
-        parts.append(f"axes {', '.join(map(str, place.axes))}")
+    if place.axes == (1, 0):
+        parts.append("transposed")
+    elif place.axes is not None:
+        parts.append(f"its axes {', '.join(map(str, place.axes))}")
     return ", ".join(parts) or "same"
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal, Unpack
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from .. import _checks
 from ..decay import Weights
@@ -187,8 +188,8 @@ def tf_keras(
     Args:
       learning_rate: a number or an Optax schedule.
       rho: the decay of the average, in [0, 1).
-      momentum: in [0, 1]; 0 keeps no buffer. It has to be a number, not an array,
-        because the place of epsilon depends on it.
+      momentum: in [0, 1]; 0 keeps no buffer. It must not be traced, because the place
+        of epsilon depends on it.
       epsilon: at least 0, in units of the gradient, or with momentum of its square.
       centered: whether to subtract the squared mean.
       name: no effect here.
@@ -213,12 +214,14 @@ def tf_keras(
       tf_keras.optimizers.legacy.RMSprop in tf_keras 2.21.0 (OptimizerV2).
     """
     del name
-    if isinstance(momentum, jax.Array):
+    if isinstance(momentum, Tracer):
         raise TypeError(
-            f"`momentum` must be a number, got {momentum}: whether epsilon is inside "
-            "the root depends on it. In optax.inject_hyperparams, pass "
+            "`momentum` must be a number that is known, got a tracer: whether epsilon "
+            "is inside the root depends on it. In optax.inject_hyperparams, pass "
             'static_args="momentum".'
         )
+    if isinstance(momentum, jax.Array):
+        momentum = float(momentum)
     _checks.number("decay", decay, "finite and at least 0")
     rate = as_float32(learning_rate if lr is None else lr)
     return dict(

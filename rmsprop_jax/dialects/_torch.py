@@ -4,6 +4,7 @@ import warnings
 from typing import Any, Unpack
 
 import optax
+from jax.core import Tracer
 
 from .. import _checks
 from ._dialect import Options, dialect, is_zero, unless_zero
@@ -271,7 +272,7 @@ def bitsandbytes(
         raise NotImplementedError(
             f"`optim_bits` is {optim_bits}; this dialect is bitsandbytes' 32-bit rule."
         )
-    if not is_zero(momentum):
+    if not isinstance(momentum, Tracer) and momentum != 0:
         warnings.warn(_NO_BUFFER, stacklevel=4)
     return dict(
         learning_rate=lr,
