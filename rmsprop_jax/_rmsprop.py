@@ -68,7 +68,7 @@ def rmsprop(
         Keras, or directions, as in torch; it shows when the learning rate changes.
       cautious: whether to leave out the elements of a step that momentum carries
         against the gradient, and to enlarge the rest of each leaf in proportion, up to
-        1,000 times; the buffer keeps all. Needs `momentum`.
+        1,000 times (by a mean over the leaf); the buffer keeps all. Needs `momentum`.
       accumulator_dtype: the dtype of the momentum buffer, float32 or float64; by
         default as for `nu_dtype`. Needs `momentum`.
       weight_decay: lambda, a number, at least 0, or a schedule; None or 0 for none.

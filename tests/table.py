@@ -79,7 +79,6 @@ FACTORIES = {
         weight_decay_mask=_matrices,
     ),
     "scheduled": _scheduled,
-    "tf1": lambda rate, rho=0.9, eps=1e-8: dialects.tf1(rate, rho, 0.9, eps),
     "timm": partial(dialects.timm, momentum=0.9, caution=True, centered=True),
 }
 

@@ -113,7 +113,8 @@ def test_the_core_needs_jax_and_optax_only():
 def test_importing_the_package_imports_nothing_for_people():
     code = (
         "import sys, rmsprop_jax; print([m for m in sys.modules if m.split('.')[0] in "
-        "('rich', 'matplotlib', 'sklearn', 'torch', 'tensorflow', 'flax') "
+        "('rich', 'matplotlib', 'sklearn', 'torch', 'tensorflow', 'flax', 'h5py', "
+        "'safetensors') "
         "or m.startswith(('rmsprop_jax.cli', 'rmsprop_jax.demo'))])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -1,7 +1,9 @@
 """Checkpoints of real frameworks go on here as they went on there, and back again."""
 
+import importlib.util
 import json
 import shutil
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -161,7 +163,9 @@ def test_there_and_back_is_where_it_was(folder, file, tmp_path):
     centered = any("mu" in key or "grad" in key or "_2" in key for key in before)
     inexact = centered or folder.name == "optax_rmsprop_bias_correction"
     for name, array in before.items():
-        assert array.dtype == after[name].dtype, name
+        assert (array.dtype, array.shape) == (after[name].dtype, after[name].shape), (
+            name
+        )
         if inexact:
             np.testing.assert_allclose(after[name], array, rtol=3e-7, atol=1e-12)
         else:
@@ -427,6 +431,35 @@ def test_groups_in_another_order_keep_their_parameters():
         )
 
 
+def test_what_went_on_here_is_what_torch_gets(tmp_path):
+    folder, file = FOLDER / "torch_centered_momentum_wd", "checkpoint.safetensors"
+    run, restored = restore(folder, file)
+    params, state = run.tree("params", SAVED), restored.state
+    updates, state = restored.optimizer.update(run.tree("grads", SAVED), state, params)
+    params = optax.apply_updates(params, updates)
+    target = tmp_path / file
+    convert.save(target, state, params, "torch", restored.groups, like=folder / file)
+    written = _torch.load(target)
+    (group,) = written["optimizer"]["param_groups"]
+    assert group["lr"] == pytest.approx(run.rates[SAVED + 1, 0])
+    assert (group["alpha"], group["foreach"]) == (0.95, None)
+    assert written["step"] == SAVED + 1
+    assert written["optimizer"]["state"][0]["step"] == SAVED + 1
+    again = convert.load(target, params)
+    jax.tree.map(np.testing.assert_array_equal, again.params, params)
+    assert str(again.places[1][1]) == "0.weight, transposed"
+    if importlib.util.find_spec("torch"):
+        convert.save(
+            tmp_path / "c.pt",
+            state,
+            params,
+            "torch",
+            restored.groups,
+            like=folder / file,
+        )
+        assert _torch.load(tmp_path / "c.pt").keys() == {"model", "optimizer", "step"}
+
+
 def test_a_parameter_without_a_gradient_yet_starts_as_its_framework_starts_it():
     content, _ = numbered(**{"a.weight": (2, 3), "b.weight": (4, 2)})
     content["param_groups"][0]["decoupled_decay"] = False
@@ -449,9 +482,8 @@ def test_a_state_goes_into_any_chain_of_optax_and_of_ours():
         noise = jax.random.normal(jax.random.key(seed), (2, 3))
         grads = {"a": noise, "b": noise[0]}
         _, state = theirs.update(grads, state, params)
-    content = flax.serialization.to_state_dict(state)
     restored = convert.load(
-        content,
+        state,
         params,
         learning_rate=0.1,
         eps=1e-8,
@@ -464,6 +496,48 @@ def test_a_state_goes_into_any_chain_of_optax_and_of_ours():
     native = convert.export(restored.state, params, "optax", restored.hyperparameters)
     assert jax.tree.structure(native) == jax.tree.structure(state[1])
     assert worst(native, state[1]) < 1e-6
+
+
+def test_our_own_state_is_not_taken_for_optax_s():
+    params = {"w": jnp.ones(2)}
+    for centered in (False, True):
+        state = rmsprop(0.1, centered=centered).init(params)
+        for source in (state, flax.serialization.to_state_dict(state)):
+            with pytest.raises(
+                ValueError, match="a state of rmsprop_jax, not of Optax"
+            ):
+                convert.load(source, params, learning_rate=0.1, decay=0.9, eps=1e-8)
+
+
+@pytest.mark.parametrize("name", ["keras_default", "keras_centered_momentum_wd"])
+def test_a_keras_file_of_weights_needs_names_and_what_it_does_not_hold(name, tmp_path):
+    run, restored = restore(FOLDER / name, "model.keras", numbers=True)
+    path = tmp_path / "model.weights.h5"
+    with zipfile.ZipFile(FOLDER / name / "model.keras") as archive:
+        path.write_bytes(archive.read("model.weights.h5"))
+    shapes = run.tree("params", SAVED)
+    load = partial(convert.load, path, shapes, rule=convert.same())
+    with pytest.raises(ValueError, match="does not name them: pass"):
+        load()
+    names = [variable for variable, _ in run.meta["model_variables"]]
+    with pytest.raises(ValueError, match="does not hold `rho`, `momentum`, `epsilon`"):
+        load(names=names)
+    given = {
+        k: restored.hyperparameters[k]
+        for k in ("rho", "momentum", "epsilon", "weight_decay")
+    }
+    again = load(names=names, learning_rate=0.1, **given)
+    jax.tree.map(np.testing.assert_array_equal, again.state, restored.state)
+    target = tmp_path / "back.weights.h5"
+    convert.save(
+        target, again.state, shapes, "keras", again.groups, names=names, like=path
+    )
+    before, after = convert._keras.load(path), convert._keras.load(target)
+    for i, (a, b) in enumerate(
+        zip(after["variables"], before["variables"], strict=True)
+    ):
+        if i != 1:  # the learning rate
+            np.testing.assert_allclose(a, b, rtol=3e-7, atol=1e-12)
 
 
 def test_translation_keeps_the_momentum_s_steps_and_says_what_differs():
@@ -577,9 +651,12 @@ def test_state_of_other_parameters_and_schedules_are_refused(tmp_path):
     state = dialects.torch().init(params)
     with pytest.raises(ValueError, match="no accumulators of b/kernel"):
         convert.export(state, {"b": params["a"]}, "torch", {}, names=["b.weight"])
-    schedule = optax.constant_schedule(0.1)
-    with pytest.raises(ValueError, match="`lr` is a schedule"):
-        convert.export(state, params, "torch", {"lr": schedule}, names=["a.weight"])
+    schedule = optax.linear_schedule(0.5, 0.0, 10)
+    written = convert.export(
+        state, params, "torch", {"lr": schedule}, names=["a.weight"]
+    )
+    assert written["param_groups"][0]["lr"] == 0.5
+    assert written["param_groups"][0]["alpha"] == 0.99
     with pytest.raises(ValueError, match="pass `names`"):
         convert.export(state, params, "torch", {})
     with pytest.raises(ValueError, match=r"extra c\.weight: no leaf goes there"):

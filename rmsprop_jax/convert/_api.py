@@ -68,7 +68,7 @@ def load(
       source: a path: .pt, .pth (torch, timm, Stable-Baselines3, bitsandbytes; needs
         torch, and executes no pickled code), .safetensors (those, or ours), .keras or
         .weights.h5, the prefix of a TF1 checkpoint, .msgpack or .npz (Optax); or the
-        content of one, such as torch's `optimizer.state_dict()`.
+        content of one, such as torch's `optimizer.state_dict()`, or an Optax state.
       params: the parameters, or their `jax.ShapeDtypeStruct`s: any tree.
       framework: the name of the dialect; by default as the source shows.
       rule: which entry belongs to which leaf: `torch_to_flax` or `same`, perhaps with
@@ -79,7 +79,10 @@ def load(
 
     Returns:
       A `Restored`: ``state`` goes on under ``optimizer``, which is the dialect with
-      ``hyperparameters``.
+      ``hyperparameters``. In Flax NNX, after ``optimizer = nnx.Optimizer(model,
+      restored.optimizer, wrt=nnx.Param)``: ``nnx.update(optimizer.opt_state,
+      nnx.state(restored.state))``, and ``params`` is ``nnx.as_pure(nnx.state(model,
+      nnx.Param))``. In Linen: ``train_state.replace(opt_state=restored.state)``.
 
     Raises:
       ValueError: if the source is not such a state, does not fit the parameters, or
@@ -141,8 +144,8 @@ def export(
       params: the parameters; they go along where the framework keeps them together. Of
         `jax.ShapeDtypeStruct`s only the optimizer's state is written.
       dialect: the name of the dialect that the state is of.
-      hyperparameters: the dialect's arguments, or `Restored.groups`. A learning rate is
-        a number here: the present one.
+      hyperparameters: the dialect's arguments, or `Restored.groups`. Where a schedule
+        stands, its value at the state's step is written.
       rule: as for `load`.
       names: the framework's names of all parameters, in the optimizer's order. By
         default those of `like`, or the paths of the tree.
@@ -325,14 +328,24 @@ def read(source: Any, framework: str | None, names: Iterable[str] | None) -> Rec
         elif any("/RMSProp" in key for key in keys):
             kind = "tf1"
     else:
-        raise TypeError(
-            f"`source` must be a path or a dictionary, got {type(source).__name__}. "
-            "Make one of an Optax state with flax.serialization.to_state_dict(state)."
-        )
+        kind, source = "optax", _nested(source)
     if kind == "torch" and framework is None:
         return _torch.read(source, None, names)
     module = _MODULES.get(kind, _optax)
     return module.read(source, kind, names)
+
+
+def _nested(source: Any) -> dict[str, Any]:
+    """Returns an Optax state as nested dictionaries."""
+    import flax.serialization  # here, because it takes a second
+
+    nested: Any = flax.serialization.to_state_dict(source)
+    if not isinstance(nested, Mapping):
+        raise TypeError(
+            "`source` must be a path, the content of a file or a state of Optax, got "
+            f"{type(source).__name__}."
+        )
+    return dict(nested)
 
 
 def _kind_of(path: Path) -> str:

@@ -53,7 +53,8 @@ def read(
         )
     iteration, *rest = variables
     rate = None if _scheduled(config) else float(rest.pop(0))
-    number = _how_many(rest, config)
+    names = None if names is None else list(names)
+    number = _how_many(rest, config, names)
     count = len(rest) // number
     slots = [rest[i * count : (i + 1) * count] for i in range(number)]
     shapes = [value.shape for value in slots[0]]
@@ -92,8 +93,9 @@ def to_dict(record: Record, like: Mapping[str, Any] | None = None) -> dict[str, 
     (group,) = record.groups
     slots = [record.slots[name] for name in group.names]
     rate = group.hyperparameters.get("learning_rate", 1e-3)
+    rate = rate(record.step) if callable(rate) else rate
     variables: list[Any] = [np.asarray(record.step, np.int64)]
-    if not callable(rate) and not _scheduled((like or {}).get("config")):
+    if not _scheduled((like or {}).get("config")):
         variables.append(np.asarray(rate, np.float32))
     variables += [s.nu for s in slots]
     if group.hyperparameters.get("momentum", 0) > 0:
@@ -216,10 +218,14 @@ def _names(
     return names
 
 
-def _how_many(rest: list[np.ndarray], config: Mapping[str, Any]) -> int:
+def _how_many(
+    rest: list[np.ndarray], config: Mapping[str, Any], names: list[str] | None
+) -> int:
     """Returns how many accumulators each weight has: 1, 2 or 3."""
     if config:
         return 1 + (config["momentum"] > 0) + bool(config["centered"])
+    if names and len(rest) % len(names) == 0:
+        return len(rest) // len(names)
     shapes = [value.shape for value in rest]
     for number in (3, 2):
         if (

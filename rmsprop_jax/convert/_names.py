@@ -32,6 +32,19 @@ class Place(NamedTuple):
     part: tuple[int, int] | None = None
     channels_first: tuple[int, ...] | None = None
 
+    def __str__(self) -> str:
+        """Says it to a person: "0.weight, transposed"."""
+        if self.channels_first is not None:
+            return f"{self.name}, flattened image, channels last"
+        words = [self.name]
+        if self.part is not None:
+            words.append(f"part {self.part[0] + 1} of {self.part[1]}")
+        if self.axes == (1, 0):
+            words.append("transposed")
+        elif self.axes is not None:
+            words.append(f"axes {self.axes}")
+        return ", ".join(words)
+
     def read(self, array: np.ndarray) -> np.ndarray:
         """Returns the leaf's numbers, of the array under this name."""
         if self.part is not None:

@@ -33,6 +33,11 @@ def read(
             f"in a chain. Found {', '.join(nodes)}."
         )
     (average,) = averages
+    if list(average) == ["count", "nu", "mu"]:  # Optax has nu last
+        raise ValueError(
+            "This is a state of rmsprop_jax, not of Optax: restore it as what it is "
+            "(flax.serialization.from_bytes), or keep it with convert.save."
+        )
     square = dict(_leaves(average["nu"]))
     mean = dict(_leaves(average["mu"])) if "mu" in average else {}
     trace = [dict(_leaves(node["trace"])) for node in nodes.values() if "trace" in node]

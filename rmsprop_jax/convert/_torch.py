@@ -98,17 +98,25 @@ def to_dict(record: Record, like: Mapping[str, Any] | None = None) -> dict[str, 
     }
     groups = [
         {
-            **_to_group(record.dialect, group.hyperparameters),
+            **was,
+            **_to_group(record, group.hyperparameters, whole=not was),
             "params": [numbers[name] for name in group.names],
         }
-        for group in record.groups
+        for group, was in zip(
+            record.groups,
+            old.get("param_groups") or [{}] * len(record.groups),
+            strict=True,
+        )
     ]
-    if like and "param_groups" in old:
-        groups = list(old["param_groups"])
     optimizer = {"state": state, "param_groups": groups}
     if like is None or "optimizer" not in like:
         return optimizer
-    return {**like, "optimizer": optimizer}
+    content = {k: v for k, v in like.items() if k != _SORTED} | {"optimizer": optimizer}
+    if "step" in content:
+        content["step"] = record.step
+    if "model" in content:
+        content["model"] = {**content["model"], **(record.weights or {})}
+    return content
 
 
 def load(path: Any) -> dict[str, Any]:
@@ -155,7 +163,7 @@ def save(path: Any, content: Mapping[str, Any]) -> None:
             metadata["param_groups"] = json.dumps(value)
         elif hasattr(value, "shape") or not key.count("."):
             if hasattr(value, "shape"):
-                arrays[key] = np.ascontiguousarray(_array(value))
+                arrays[key] = np.array(_array(value), order="C")  # contiguous
             else:
                 metadata[key] = json.dumps(value)
         else:
@@ -210,24 +218,28 @@ def _hyperparameters(dialect: str, group: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _array(v).item() if hasattr(v, "shape") else v for k, v in found.items()}
 
 
-def _to_group(dialect: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    native = inspect.unwrap(dialects.DIALECTS[dialect])
+def _to_group(
+    record: Record, hyperparameters: Mapping[str, Any], whole: bool
+) -> dict[str, Any]:
+    """Returns a group's hyperparameters; those not given too if it is to be `whole`.
+
+    Of a schedule it is the present value.
+    """
+    native = inspect.unwrap(dialects.DIALECTS[record.dialect])
     group = {
         name: hyperparameters.get(name, parameter.default)
         for name, parameter in inspect.signature(native).parameters.items()
         if parameter.kind is not parameter.VAR_KEYWORD
+        if whole or name in hyperparameters
     }
     for name, value in group.items():
-        if callable(value):
-            raise ValueError(
-                f"`{name}` is a schedule; torch's files hold its present value: give "
-                "that in the hyperparameters."
-            )
-    if dialect == "bitsandbytes":
-        keep = ("lr", "eps", "weight_decay")
-        betas = (group["alpha"], group["momentum"])
-        group = {"betas": betas, **{name: group[name] for name in keep}}
-    if dialect == "timm" and group["max_lr_snapshot"] is None:
+        now: Any = value(record.step) if callable(value) else value
+        group[name] = float(now) if callable(value) else now
+    if record.dialect == "bitsandbytes":
+        given = {"alpha": 0.99, "momentum": 0, **group}
+        group = {k: group[k] for k in ("lr", "eps", "weight_decay") if k in group}
+        group["betas"] = (given["alpha"], given["momentum"])
+    if group.get("max_lr_snapshot", 0) is None:
         group["max_lr_snapshot"] = group["lr"]
     return group
 

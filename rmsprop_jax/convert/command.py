@@ -117,31 +117,18 @@ def _convert(arguments: argparse.Namespace) -> tuple[Record, list[tuple[str, Pla
 def _show(record: Record, places: list[tuple[str, Place]], target: str) -> None:
     console = rich.console.Console()
     table = rich.table.Table(title=f"{record.dialect}, step {record.step}")
-    for head in ("parameter", "in the framework", "layout", "accumulators"):
+    for head in ("parameter", "in the framework", "shape", "accumulators"):
         table.add_column(head, overflow="fold")
     for path, place in places:
         slots = record.slots.get(path) or record.slots[place.name]
         kept = [name for name, value in slots._asdict().items() if value is not None]
-        table.add_row(path, place.name, _layout(place), ", ".join(kept))
+        table.add_row(path, str(place), str(slots.nu.shape), ", ".join(kept))
     console.print(table)
     for group in record.groups:
         values = group.hyperparameters.items()
         shown = ", ".join(f"{name}={value}" for name, value in values)
         console.print(f"hyperparameters: {shown}", highlight=False)
     console.print(f"written: {target}", highlight=False)
-
-
-def _layout(place: Place) -> str:
-    if place.channels_first is not None:
-        return "flattened image, channels last"
-    parts = (
-        [] if place.part is None else [f"part {place.part[0] + 1} of {place.part[1]}"]
-    )
-    if place.axes == (1, 0):
-        parts.append("transposed")
-    elif place.axes is not None:
-        parts.append(f"its axes {', '.join(map(str, place.axes))}")
-    return ", ".join(parts) or "same"
 
 
 def _shapes(path: str) -> dict[str, Any]:

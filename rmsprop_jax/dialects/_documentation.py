@@ -59,9 +59,9 @@ def _row(dialect: Dialect) -> tuple[str, ...]:
 
     def default(name: str) -> str:
         value = parameters[names[name]].default if name in names else None
-        return (
-            "–" if value is None or value is inspect.Parameter.empty else f"{value:g}"
-        )
+        if value is inspect.Parameter.empty:
+            return "required"
+        return "–" if value is None else f"{value:g}"
 
     plain, moving = _probed(dialect), _probed(dialect, momentum=0.5)
     places = [_place(plain)]
