@@ -6,6 +6,8 @@
 from . import convert as convert
 from . import decay as decay
 from . import dialects as dialects
+from . import rounding as rounding
+from . import storage as storage
 from ._rmsprop import rmsprop as rmsprop
 from ._transform import ScaleByRmsState as ScaleByRmsState
 from ._transform import scale_by_rms as scale_by_rms

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _checks, storage
+from . import _checks, _leaves, rounding, storage
 
 
 def scale(rate: Any, sign: int) -> optax.GradientTransformation:
@@ -31,11 +31,11 @@ def momentum(
 ) -> optax.GradientTransformation:
     """`optax.trace` with a buffer that is kept as `storage` keeps accumulators."""
     _checks.flag("nesterov", nesterov)
-    dtype = storage.accumulator_dtype("accumulator_dtype", accumulator_dtype)
+    form = storage.as_format("accumulator_dtype", accumulator_dtype)
     if momentum is None:
         for name, is_set in (
             ("nesterov", nesterov),
-            ("accumulator_dtype", dtype is not None),
+            ("accumulator_dtype", accumulator_dtype is not None),
         ):
             if is_set:
                 raise ValueError(f"`{name}` needs `momentum`, which is None.")
@@ -43,51 +43,59 @@ def momentum(
     _checks.number("momentum", momentum, "in [0, 1]")
 
     def init(params: optax.Params) -> optax.TraceState:
-        zeros = partial(storage.full, value=0, dtype=dtype)
+        zeros = partial(storage.full, value=0, form=form)
         return optax.TraceState(trace=jax.tree.map(zeros, params))
 
     def accumulate(u: jax.Array, b: jax.Array) -> jax.Array:
-        storage.same_kind("gradient", u, "momentum", b)
-        real = storage.arithmetic_dtype(u, b)
-        dtype, b = storage.like(u, real), storage.read(b, real)
+        _leaves.same_kind("gradient", u, "momentum", b)
+        real = _leaves.arithmetic_dtype(u, b)
+        dtype, b = _leaves.like(u, real), storage.read(b, real)
         return u.astype(dtype) + jnp.asarray(momentum, dtype) * b
 
     def update(
-        updates: optax.Updates, state: Any, params: Any = None
+        updates: optax.Updates,
+        state: Any,
+        params: Any = None,
+        *,
+        step: Any = 0,
+        **extra_args: Any,
     ) -> tuple[optax.Updates, optax.TraceState]:
-        del params
+        del params, extra_args
         _checks.state_of("momentum", state, optax.TraceState)
         buffer = _map(accumulate, updates, state.trace)
         steps = _map(accumulate, updates, buffer) if nesterov else buffer
-        trace = jax.tree.map(
-            lambda b, stored: stored if b is None else storage.write(b, stored),
-            buffer,
-            state.trace,
-            is_leaf=_checks.is_none,
+
+        def written(path: Any, b: Any, stored: Any) -> Any:
+            if b is None:
+                return stored
+            return storage.write(b, stored, rounding.source(path, "momentum", step))
+
+        trace = jax.tree_util.tree_map_with_path(
+            written, buffer, state.trace, is_leaf=_checks.is_none
         )
         return steps, optax.TraceState(trace=trace)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def cautious(
-    inner: optax.GradientTransformation, sign: int
-) -> optax.GradientTransformation:
+    inner: optax.GradientTransformationExtraArgs, sign: int
+) -> optax.GradientTransformationExtraArgs:
     """Leaves out the steps of `inner` that are not along `sign` times the gradient."""
 
     def along(step: jax.Array, g: jax.Array) -> jax.Array:
         agrees = sign * jnp.real(step * jnp.conj(g)) > 0
         mask = agrees.astype(jnp.finfo(step.dtype).dtype)
         scale = mask / jnp.maximum(jnp.mean(mask), 1e-3)
-        return storage.on_parts(lambda part: part * scale, step)
+        return _leaves.on_parts(lambda part: part * scale, step)
 
     def update(
-        updates: optax.Updates, state: Any, params: Any = None
+        updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
-        steps, state = inner.update(updates, state, params)
+        steps, state = inner.update(updates, state, params, **extra_args)
         return _map(along, steps, updates), state
 
-    return optax.GradientTransformation(inner.init, update)
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def add_params(
@@ -103,7 +111,7 @@ def add_params(
     def like_update(u: jax.Array, p: Any) -> Any:
         if p is None:
             return None
-        storage.same_kind("parameter", p, "gradient", u)
+        _leaves.same_kind("parameter", p, "gradient", u)
         return jnp.asarray(p, u.dtype)
 
     def update(
@@ -137,9 +145,14 @@ def _chosen(mask: Any, params: Any) -> Any:
 
 
 def in_wide_dtype(
-    inner: optax.GradientTransformation, maximize: bool, needs_params: bool
+    inner: optax.GradientTransformationExtraArgs,
+    step_of: Callable[[Any], Any],
+    maximize: bool,
+    needs_params: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """Runs `inner` in float32 or wider, then returns to the dtypes of the gradients.
+
+    Its elements get the number of updates done, which `step_of` finds in the state.
 
     So no step of the chain rounds to a narrow dtype or promotes its state, whatever
     the dtypes of parameters, gradients and hyperparameters are.
@@ -147,7 +160,7 @@ def in_wide_dtype(
     sign = -1 if maximize else 1
 
     def widened(g: Any) -> jax.Array:
-        return sign * jnp.asarray(g, storage.like(g, storage.arithmetic_dtype(g)))
+        return sign * jnp.asarray(g, _leaves.like(g, _leaves.arithmetic_dtype(g)))
 
     def update(
         updates: optax.Updates,
@@ -166,7 +179,9 @@ def in_wide_dtype(
             )
         else:
             _checks.same_tree("gradients", updates, "params", params)
-        steps, state = inner.update(_map(widened, updates), state, params)
+        steps, state = inner.update(
+            _map(widened, updates), state, params, step=step_of(state)
+        )
         return _map(lambda g, u: u.astype(jnp.result_type(g)), updates, steps), state
 
     return optax.GradientTransformationExtraArgs(storage.placed(inner.init), update)

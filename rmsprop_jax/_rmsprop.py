@@ -11,7 +11,7 @@ import optax
 
 from . import _chain, _checks
 from ._signature import factory
-from ._transform import scale_by_rms
+from ._transform import ScaleByRmsState, scale_by_rms
 
 WEIGHT_DECAY_MODES = ("coupled", "decoupled", "independent")
 
@@ -69,8 +69,8 @@ def rmsprop(
       cautious: whether to leave out the elements of a step that momentum carries
         against the gradient, and to enlarge the rest of each leaf in proportion, up to
         1,000 times (by a mean over the leaf); the buffer keeps all. Needs `momentum`.
-      accumulator_dtype: the dtype of the momentum buffer, float32 or float64; by
-        default as for `nu_dtype`. Needs `momentum`.
+      accumulator_dtype: the dtype of the momentum buffer, as for `mu_dtype`. Needs
+        `momentum`.
       weight_decay: lambda, a number, at least 0, or a schedule; None or 0 for none.
         `update` then needs `params`.
       weight_decay_mode: where the weight decay acts: "coupled", added to the gradient
@@ -133,7 +133,7 @@ def rmsprop(
         nu_dtype=nu_dtype,
         mu_dtype=mu_dtype,
     )
-    chain = [rms, _chain.scale(learning_rate, -1)]
+    chain: list[Any] = [rms, _chain.scale(learning_rate, -1)]
     buffer = _chain.momentum(momentum, nesterov, accumulator_dtype)
     _checks.flag("learning_rate_in_momentum", learning_rate_in_momentum)
     chain.insert(2 if learning_rate_in_momentum else 1, buffer)
@@ -153,8 +153,14 @@ def rmsprop(
     elif weight_decay_mask is not None and weight_decay is None:
         raise ValueError("`weight_decay_mask` needs `weight_decay`, which is not set.")
     return _chain.in_wide_dtype(
-        optax.chain(*chain), maximize, needs_params=rate is not None
+        optax.chain(*chain), _step_of, maximize, needs_params=rate is not None
     )
+
+
+def _step_of(state: Any) -> Any:
+    """Returns the number of updates done, from the state of the chain."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, ScaleByRmsState))
+    return next((x.count for x in nodes if isinstance(x, ScaleByRmsState)), 0)
 
 
 def _weight_decay_rate(learning_rate: Any, weight_decay: Any, mode: str) -> Any:

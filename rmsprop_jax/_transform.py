@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import _checks, storage
+from . import _checks, _leaves, rounding, storage
 from ._signature import factory
 from .decay import Weights, as_schedule, weights
 
@@ -80,10 +80,13 @@ def scale_by_rms(
         when squared, counts as no information: its accumulators stay, its update is 0.
         Otherwise NaN makes that element's `nu` NaN for good, and what is too large to
         square all but stops the element until the average has forgotten it.
-      nu_dtype: the dtype of `nu`, float32 or float64; by default float32, and float64
-        for float64 and complex128 parameters.
-      mu_dtype: the dtype of `mu`, likewise; the complex dtype of that precision for
-        complex parameters.
+      nu_dtype: the dtype of `nu`: float32, float64, bfloat16, uint16, uint8, or
+        `storage.uint8` with another range; by default float32, and float64 for float64
+        and complex128 parameters. What is narrower than float32 is rounded without
+        bias, after the division: the average keeps its mean and takes a random walk
+        around it. uint16 and uint8 are codes: `storage.decode` reads them.
+      mu_dtype: the dtype of `mu`: float32, float64 or bfloat16; float32 or wider for
+        complex parameters, and then a complex dtype.
 
     Returns:
       An `optax.GradientTransformation` whose state is a `ScaleByRmsState`. Its
@@ -121,8 +124,10 @@ def scale_by_rms(
     _checks.flag("eps_in_sqrt", eps_in_sqrt)
     _checks.flag("centered", centered)
     _checks.flag("skip_nonfinite", skip_nonfinite)
-    nu_dtype = storage.accumulator_dtype("nu_dtype", nu_dtype)
-    mu_dtype = storage.accumulator_dtype("mu_dtype", mu_dtype)
+    forms = (
+        storage.as_format("nu_dtype", nu_dtype, unsigned=True),
+        storage.as_format("mu_dtype", mu_dtype),
+    )
     if mu_dtype is not None and not centered:
         raise ValueError("`mu_dtype` needs `centered=True`: otherwise there is no mu.")
     centered = bool(centered)
@@ -130,8 +135,8 @@ def scale_by_rms(
 
     def init(params: optax.Params) -> Any:
         _checks.floating_leaves("params", params)
-        nu = partial(storage.full, value=initial_scale, dtype=nu_dtype, real=True)
-        mu = partial(storage.full, value=0, dtype=mu_dtype)
+        nu = partial(storage.full, value=initial_scale, form=forms[0], real=True)
+        mu = partial(storage.full, value=0, form=forms[1])
         return ScaleByRmsState(
             count=jnp.zeros((), jnp.int32),
             nu=jax.tree.map(nu, params),
@@ -151,11 +156,12 @@ def scale_by_rms(
                 f"`centered` is {centered}, but the state has {found}: it comes from "
                 "another transformation. Use the state that this one's `init` returns."
             )
-        step = partial(
-            _update_leaf, schedule(state.count), eps_root, eps, skip_nonfinite
-        )
+        options = schedule(state.count), eps_root, eps, skip_nonfinite
+        step = partial(_update_leaf, options, forms, state.count)
         # None is a leaf here: a parameter without a gradient.
-        grads, treedef = jax.tree.flatten(updates, is_leaf=_checks.is_none)
+        grads, treedef = jax.tree_util.tree_flatten_with_path(
+            updates, is_leaf=_checks.is_none
+        )
         nus = treedef.flatten_up_to(state.nu)
         mus = treedef.flatten_up_to(state.mu) if centered else [None] * len(nus)
         leaves = [step(*leaf) for leaf in zip(grads, nus, mus, strict=True)]
@@ -170,18 +176,24 @@ def scale_by_rms(
 
 
 def _update_leaf(
-    rho: Any, eps_root: Any, eps: Any, skip_nonfinite: bool, g: Any, nu: Any, mu: Any
+    options: tuple[Any, ...],
+    forms: tuple[storage.Format, storage.Format],
+    count: jax.Array,
+    path_and_g: tuple[Any, Any],
+    nu: Any,
+    mu: Any,
 ) -> tuple[Any, Any, Any]:
     """Returns the update of one leaf, and its accumulators, as they are stored."""
+    (rho, eps_root, eps, skip_nonfinite), (path, g) = options, path_and_g
     if g is None:
         return None, nu, mu
     if mu is not None:
-        storage.same_kind("gradient", g, "mu", mu)
-    real = storage.arithmetic_dtype(g, nu)
+        _leaves.same_kind("gradient", g, "mu", mu)
+    real = _leaves.arithmetic_dtype(g, nu)
     keep, take = weights(rho, real)
     u, new_nu, new_mu = _recursion(
-        jnp.asarray(g, storage.like(g, real)),
-        storage.read(nu, real),
+        jnp.asarray(g, _leaves.like(g, real)),
+        storage.read(nu, real, forms[0]),
         None if mu is None else storage.read(mu, real),
         keep=keep,
         take=take,
@@ -191,8 +203,9 @@ def _update_leaf(
         skip_nonfinite=skip_nonfinite,
     )
     if new_mu is not None:
-        new_mu = storage.write(new_mu, mu)
-    return u.astype(jnp.result_type(g)), storage.write(new_nu, nu), new_mu
+        new_mu = storage.write(new_mu, mu, rounding.source(path, "mu", count))
+    new_nu = storage.write(new_nu, nu, rounding.source(path, "nu", count), forms[0])
+    return storage.tied(u, new_nu).astype(jnp.result_type(g)), new_nu, new_mu
 
 
 def _recursion(
@@ -227,13 +240,13 @@ def _recursion(
         # Zero, but mu has to wait for it: if nu could come second, XLA would copy the
         # old mu for it before a donated mu is overwritten (on CPUs 1.6 times the time).
         zero = jax.lax.stop_gradient(jnp.minimum(new_nu, 0))
-        step = storage.on_parts(lambda part: take * part + zero, delta)
+        step = _leaves.on_parts(lambda part: take * part + zero, delta)
         new_mu = unless_skipped(mu + step, mu)
         floor = jnp.where(keep > 0, jnp.finfo(nu.dtype).eps, 1)
         variance = jnp.maximum(new_nu, floor * _square(g))
     # The smallest normal number: 0 / 0 is then 0, and so is its derivative.
     root = jnp.sqrt(jnp.maximum(variance + eps_root, jnp.finfo(nu.dtype).tiny))
-    u = storage.on_parts(lambda part: part / (root + eps), g)
+    u = _leaves.on_parts(lambda part: part / (root + eps), g)
     return unless_skipped(u, 0), new_nu, new_mu
 
 

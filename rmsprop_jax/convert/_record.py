@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .. import dialects, storage
+from .. import _leaves, dialects, storage
 from .._rmsprop import rmsprop
 from .._transform import ScaleByRmsState
 
@@ -193,16 +193,16 @@ def drain(
             mu = _biased(node, mu, record, group, back=True)
             if mu is not None and isinstance(node, ScaleByRmsState):
                 square = square + np.square(np.abs(mu))
-            dtype = storage.arithmetic_dtype(nu)
+            dtype = _leaves.arithmetic_dtype(nu)
             if mu is not None:
-                mu = mu.astype(storage.like(mu, dtype))
+                mu = mu.astype(_leaves.like(mu, dtype))
             found[name] = Slots(square.astype(dtype), mu)
     for node in nodes:
         if isinstance(node, optax.TraceState):
             for name, trace in names_of(node.trace).items():
                 if name in found:
                     buffer = _value(trace).astype(
-                        storage.like(trace, storage.arithmetic_dtype(trace))
+                        _leaves.like(trace, _leaves.arithmetic_dtype(trace))
                     )
                     buffer = _signed(buffer, dialect, group_of[name])
                     found[name] = found[name]._replace(momentum=buffer)
@@ -253,7 +253,7 @@ def _signed(buffer: Any, dialect: str, group: Group) -> Any:
 
 def _value(stored: Any) -> np.ndarray:
     """Returns the value of an accumulator in double precision."""
-    wide = storage.read(stored, storage.arithmetic_dtype(stored))
+    wide = storage.read(stored, _leaves.arithmetic_dtype(stored))
     return np.asarray(wide, np.complex128 if np.iscomplexobj(wide) else np.float64)
 
 

@@ -1,0 +1,48 @@
+"""What holds for one leaf: its arithmetic, and its parts where it is complex."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def arithmetic_dtype(*leaves: Any) -> jnp.dtype:
+    """Returns the real dtype to compute in: float64 if any leaf has it, else float32.
+
+    Complex leaves count by their parts.
+    """
+    dtypes = [jnp.result_type(leaf) for leaf in leaves]
+    wide = any(
+        jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits == 64
+        for dtype in dtypes
+    )
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def like(leaf: Any, dtype: Any) -> jnp.dtype:
+    """Returns `dtype`, or the complex dtype of that precision for a complex `leaf`."""
+    if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+        wide = jnp.dtype(dtype) == jnp.float64
+        return jnp.dtype(jnp.complex128 if wide else jnp.complex64)
+    return jnp.dtype(dtype)
+
+
+def same_kind(what: str, value: Any, other: str, counterpart: Any) -> None:
+    """Raises unless both are complex, or neither."""
+    if jnp.iscomplexobj(value) != jnp.iscomplexobj(counterpart):
+        raise TypeError(
+            f"A {what} is {jnp.result_type(value)}, but its {other} is "
+            f"{jnp.result_type(counterpart)}: parameters, gradients and state must all "
+            "be complex, or none of them."
+        )
+
+
+def on_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """Returns function(x), or for complex x the function of each of its two parts.
+
+    Complex arithmetic would multiply a part with the other's zero, and inf by 0 is NaN.
+    """
+    if jnp.iscomplexobj(x):
+        return jax.lax.complex(function(x.real), function(x.imag))
+    return function(x)
