@@ -73,6 +73,7 @@ def momentum(
         trace = jax.tree_util.tree_map_with_path(
             written, buffer, state.trace, is_leaf=_checks.is_none
         )
+        steps = _map(storage.tied, steps, trace)
         return steps, optax.TraceState(trace=trace)
 
     return optax.GradientTransformationExtraArgs(init, update)

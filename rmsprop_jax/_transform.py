@@ -65,7 +65,7 @@ def scale_by_rms(
         (`rmsprop_jax.decay` has some).
       eps: keeps the division from zero, at least 0: in units of the gradient, or of
         its square where `eps_in_sqrt`.
-      initial_scale: the initial value of `nu`, at least 0 (TF1 starts at 1).
+      initial_scale: the initial value of `nu`, at least 0.
       eps_in_sqrt: whether `eps` is added inside the square root or outside.
       bias_correction: whether to use the average of the gradients seen, without the
         initial value: short for ``decay=rmsprop_jax.decay.debiased(decay)``. It agrees
@@ -82,11 +82,10 @@ def scale_by_rms(
         square all but stops the element until the average has forgotten it.
       nu_dtype: the dtype of `nu`: float32, float64, bfloat16, uint16, uint8, or
         `storage.uint8` with another range; by default float32, and float64 for float64
-        and complex128 parameters. What is narrower than float32 is rounded without
-        bias, after the division: the average keeps its mean and takes a random walk
-        around it. uint16 and uint8 are codes: `storage.decode` reads them.
-      mu_dtype: the dtype of `mu`: float32, float64 or bfloat16; float32 or wider for
-        complex parameters, and then a complex dtype.
+        and complex128 parameters. What is narrower is rounded without bias, after the
+        division. uint16 and uint8 are codes, which `storage.decode` reads.
+      mu_dtype: the dtype of `mu`: float32, float64 or bfloat16; complex, and so at
+        least complex64, for complex parameters.
 
     Returns:
       An `optax.GradientTransformation` whose state is a `ScaleByRmsState`. Its
@@ -99,8 +98,7 @@ def scale_by_rms(
         leaf.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import optax
+      >>> import jax.numpy as jnp, optax
       >>> from rmsprop_jax import scale_by_rms
       >>> tx = optax.chain(scale_by_rms(decay=0.9), optax.scale(-0.01))
       >>> params = {"w": jnp.ones(3, jnp.bfloat16)}
@@ -109,8 +107,6 @@ def scale_by_rms(
       >>> updates, state = tx.update(grads, state)
       >>> print(updates["w"])  # the scale of the gradient is gone
       [-0.0314941 -0.0314941 -0.0314941]
-      >>> print(state[0].nu["w"].dtype)
-      float32
 
     References:
       Tieleman and Hinton, Lecture 6.5 - rmsprop, COURSERA: Neural Networks for Machine
@@ -205,7 +201,7 @@ def _update_leaf(
     if new_mu is not None:
         new_mu = storage.write(new_mu, mu, rounding.source(path, "mu", count))
     new_nu = storage.write(new_nu, nu, rounding.source(path, "nu", count), forms[0])
-    return storage.tied(u, new_nu).astype(jnp.result_type(g)), new_nu, new_mu
+    return storage.tied(u, new_nu, new_mu).astype(jnp.result_type(g)), new_nu, new_mu
 
 
 def _recursion(
@@ -231,9 +227,8 @@ def _recursion(
         new_mu = None
         new_nu = variance = unless_skipped(keep * nu + take * square, nu)
     else:
-        # g_t - mu_t is what the mean left of delta_t (rho delta_t); so written, nu
-        # cannot be negative. Not infinite, because rho may be 0; the floor is, where it
-        # matters.
+        # g_t - mu_t is what the mean left of delta_t (rho delta_t): nu is not negative.
+        # Not infinite, because rho may be 0; the floor is, where it matters.
         most = float(jnp.finfo(nu.dtype).max)
         spread = take * left * jnp.minimum(square, most)
         new_nu = unless_skipped(keep * nu + spread, nu)

@@ -25,9 +25,10 @@ def random_bits(
 
     .. math:: \text{mix}(i \oplus \text{mix}(\text{step} \cdot \phi + \text{seed}))
 
-    i is the row-major index, mix a 32-bit finaliser. There is no state, and the bits
-    are the same on every device and in every sharding (`jax.shard_map` aside, whose
-    functions see a part of the array as the whole).
+    i is the row-major index, mix a 32-bit finaliser; use the high bits, they are the
+    best. There is no state, and the bits are the same on every device and in every
+    sharding (`jax.shard_map` aside, whose functions see a part of the array as the
+    whole).
 
     Args:
       shape: that of the array to round.
@@ -53,7 +54,7 @@ def random_bits(
         index += counts * jnp.uint32(stride % 2**32)
         stride *= shape[axis]
     key = jnp.asarray(step).astype(jnp.uint32) * jnp.uint32(_GOLDEN)
-    return _mix(index ^ _mix(key + jnp.uint32(seed % 2**32)))
+    return _mixed_high(index ^ _mixed(key + jnp.uint32(seed % 2**32)))
 
 
 def source(
@@ -66,9 +67,10 @@ def source(
 
 def to_bfloat16(value: jax.Array, bits: jax.Array) -> jax.Array:
     """Rounds float32 to bfloat16 without bias; what is not finite stays as it is."""
-    pattern = jax.lax.bitcast_convert_type(value, jnp.uint32) + (bits >> 16)
-    kept = jax.lax.bitcast_convert_type(pattern & jnp.uint32(0xFFFF0000), jnp.float32)
-    return jnp.where(jnp.isfinite(value), kept, value).astype(jnp.bfloat16)
+    pattern = jax.lax.bitcast_convert_type(value, jnp.uint32)
+    pattern += jnp.where(jnp.isfinite(value), bits >> 16, jnp.uint32(0))
+    top = (pattern >> 16).astype(jnp.uint16)
+    return jax.lax.bitcast_convert_type(top, jnp.bfloat16)
 
 
 def to_float16(value: jax.Array, bits: jax.Array) -> jax.Array:
@@ -167,7 +169,12 @@ def round_params(seed: int = 0) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def _mix(x: jax.Array) -> jax.Array:
+def _mixed(x: jax.Array) -> jax.Array:
+    high = _mixed_high(x)
+    return high ^ (high >> 16)
+
+
+def _mixed_high(x: jax.Array) -> jax.Array:
+    """The finaliser without its last step, which changes the low half only."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
+    return (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)

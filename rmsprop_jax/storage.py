@@ -10,10 +10,9 @@ unsigned float without a sign bit. In uint16 it has float32's whole range and 8 
 mantissa (bfloat16 has 7), in uint8 64 octaves and 2 bits.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,60 +20,13 @@ import optax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
-from . import _leaves, rounding
+from . import _codes, _leaves, rounding
+from ._codes import Format as Format
+from ._codes import decode as decode
+from ._codes import uint8 as uint8
 
 _SIGNED = ("float32", "float64", "bfloat16")
 _UNSIGNED = (*_SIGNED, "uint16", "uint8")
-_OCTAVES = 64  # of the one-byte code
-_BIAS = 127  # float32 has 2^e as e + 127, above 23 bits of mantissa
-
-
-class Format(NamedTuple):
-    """The form that an accumulator is stored in.
-
-    Attributes:
-      dtype: that of the array, or None for that of the arithmetic.
-      lowest: for uint8, the exponent of the smallest number.
-    """
-
-    dtype: Any = None
-    lowest: int = -44
-
-
-DEFAULT = Format()
-
-
-def uint8(lowest: float = 2.0**-44) -> Format:
-    r"""One byte for `nu`, whose range can be moved: a value for `nu_dtype`.
-
-    A code k stands for lowest · 2^⌊k/4⌋ · (1 + (k mod 4)/4): 64 octaves in steps of a
-    quarter. A smaller nu, zero included, is stored as `lowest`, so steps are smaller
-    than they should be, never larger; a larger one as the largest, 0.875 · 2^64 times
-    that. By default that covers gradients from 2.4e-7 to 950; move it to where yours
-    are.
-
-    Args:
-      lowest: the smallest nu, in units of the squared gradient; rounded down to a
-        power of 2 between 2^-126 and 2^64.
-
-    Returns:
-      The form, for `nu_dtype`.
-
-    Raises:
-      ValueError: if `lowest` is out of range.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from rmsprop_jax import rmsprop, storage
-      >>> tx = rmsprop(0.1, nu_dtype=storage.uint8(lowest=1e-20))
-      >>> tx.init(jnp.ones(4))[0].nu.dtype
-      dtype('uint8')
-    """
-    if not isinstance(lowest, int | float) or not 2.0**-126 <= lowest <= 2.0**64:
-        raise ValueError(
-            f"`lowest` must be a number from 2**-126 to 2**64, got {lowest!r}."
-        )
-    return Format(jnp.dtype(jnp.uint8), math.frexp(lowest)[1] - 1)
 
 
 def as_format(name: str, dtype: Any, *, unsigned: bool = False) -> Format:
@@ -124,16 +76,24 @@ def full(leaf: Any, value: Any, form: Format, *, real: bool = False) -> jax.Arra
       real: whether the accumulator is real where `leaf` is complex.
     """
     dtype = _leaves.arithmetic_dtype(leaf) if form.dtype is None else form.dtype
-    if _is_code(dtype):
-        half = jnp.uint32(1 << (_shift(dtype) - 1))
-        value = _encoded(
-            jnp.asarray(value, jnp.float32), half, form._replace(dtype=dtype)
-        )
+    if _codes.is_code(dtype):
+        value = _codes.encode(jnp.asarray(value, jnp.float32), form)
     array = jnp.full_like(
         leaf, value, dtype=dtype if real else _leaves.like(leaf, dtype)
     )
     # A scalar full of an array is that array, which cannot be donated twice.
     return jnp.copy(array) if isinstance(value, jax.Array) else array
+
+
+def nearest(value: Any, like: Any, form: Format = _codes.DEFAULT) -> jax.Array:
+    """Returns a value in the form of the accumulator `like`, rounded to nearest.
+
+    That is for a start, or from a file; an average would stall.
+    """
+    if _codes.is_code(like.dtype):
+        value = jnp.asarray(value, jnp.float32)
+        return _codes.encode(value, form._replace(dtype=like.dtype))
+    return jnp.asarray(value).astype(like.dtype)
 
 
 def placed(init: optax.TransformInitFn) -> optax.TransformInitFn:
@@ -165,48 +125,47 @@ def placed(init: optax.TransformInitFn) -> optax.TransformInitFn:
     return placed_init
 
 
-def read(stored: Any, dtype: Any, form: Format = DEFAULT) -> jax.Array:
+def read(stored: Any, dtype: Any, form: Format = _codes.DEFAULT) -> jax.Array:
     """Returns the value of an accumulator in the arithmetic's (real) `dtype`.
 
     Infinity, which is what too large a value was stored as, reads as the largest
     number: an infinite average would stay so for ever, and inf - inf is NaN.
     """
-    if _is_code(stored.dtype):
+    if _codes.is_code(stored.dtype):
         stored = decode(stored, form)
     most = float(jnp.finfo(dtype).max)
     value = stored.astype(_leaves.like(stored, dtype))
     return _leaves.on_parts(lambda x: jnp.clip(x, -most, most), value)
 
 
-def decode(stored: jax.Array, form: Format = DEFAULT) -> jax.Array:
-    """Returns the float32 values of a `nu` in uint16 or uint8; another one as it is.
+def sizes(state: Any) -> dict[str, int]:
+    """Returns the bytes of every array of an optimizer's state, by its path.
 
     Args:
-      stored: a leaf of `ScaleByRmsState.nu`.
-      form: the `uint8(...)` that was its `nu_dtype`, if that was not the default.
+      state: any tree of arrays or of `jax.ShapeDtypeStruct`s (`jax.eval_shape` of an
+        `init` needs no memory).
 
     Returns:
-      An array of the same shape.
+      A dictionary; the sum of its values is what the optimizer costs.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from rmsprop_jax import scale_by_rms, storage
-      >>> tx = scale_by_rms(initial_scale=0.01, nu_dtype="uint16")
-      >>> state = tx.init({"w": jnp.ones(2)})
-      >>> jax.tree.map(storage.decode, state.nu)
-      {'w': Array([0.01000977, 0.01000977], dtype=float32)}
+      >>> from rmsprop_jax import rmsprop, storage
+      >>> tx = rmsprop(0.1, nu_dtype="uint8")
+      >>> storage.sizes(jax.eval_shape(tx.init, {"w": jnp.ones((10, 10))}))
+      {'[0].count': 4, "[0].nu['w']": 100}
     """
-    if not _is_code(stored.dtype):
-        return stored
-    code = stored.astype(jnp.uint32) + jnp.uint32(_offset(stored.dtype, form))
-    return jax.lax.bitcast_convert_type(code << _shift(stored.dtype), jnp.float32)
+    return {
+        jax.tree_util.keystr(path): leaf.size * jnp.dtype(leaf.dtype).itemsize
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
 
 
 def write(
     value: jax.Array,
     stored: Any,
     bits: Callable[[tuple[int, ...]], jax.Array],
-    form: Format = DEFAULT,
+    form: Format = _codes.DEFAULT,
 ) -> jax.Array:
     """Returns `value` in the form of `stored`, the accumulator that it replaces.
 
@@ -225,75 +184,34 @@ def write(
             f"of shape {stored.shape}: use numbers, or arrays that broadcast to every "
             "leaf."
         )
-    if _is_code(stored.dtype):
+    if _codes.is_code(stored.dtype):
         value = value.astype(jnp.float32)
         form = form._replace(dtype=stored.dtype)
-        return _encoded(
-            value, bits(value.shape) >> (32 - _shift(stored.dtype)), form, stored
+        return _codes.encoded(
+            value, bits(value.shape) >> (32 - _codes.shift(stored.dtype)), form, stored
         )
     if stored.dtype == jnp.bfloat16:
         return rounding.to_bfloat16(value.astype(jnp.float32), bits(value.shape))
     return value.astype(stored.dtype)
 
 
-def tied(u: jax.Array, written: jax.Array) -> jax.Array:
-    """Returns `u`, which on TPUs waits for a narrow accumulator.
+def tied(u: jax.Array, *written: Any) -> jax.Array:
+    """Returns `u`, which on TPUs waits for accumulators that were written.
 
-    So XLA makes one kernel of both also where parameters have 16 bits. It would read
-    gradients and accumulator twice: 14 bytes per parameter, not 10.
+    So XLA makes one kernel of all, also where parameters have 16 bits or accumulators
+    are several. It would read gradients and accumulators twice.
     """
-    if written.dtype.itemsize > 2:
+    written = tuple(x for x in written if x is not None)
+    if len(written) == 1 and written[0].dtype.itemsize > 2:
         return u
 
-    def waiting(u: jax.Array, written: jax.Array) -> jax.Array:
-        zero = 0 * jax.lax.stop_gradient(written).astype(u.real.dtype)
-        return _leaves.on_parts(lambda part: part - zero, u)
+    def waiting(u: jax.Array, *written: jax.Array) -> jax.Array:
+        for x in written:
+            x = jax.lax.stop_gradient(x.real).astype(u.real.dtype)
+            zero = 0 * jnp.clip(x, -1, 1)  # which infinity by itself would not make
+            u = _leaves.on_parts(partial(jnp.add, -zero), u)
+        return u
 
     return jax.lax.platform_dependent(
-        u, written, tpu=waiting, default=lambda u, written: u
+        u, *written, tpu=waiting, default=lambda u, *written: u
     )
-
-
-def _is_code(dtype: Any) -> bool:
-    return jnp.dtype(dtype).name in ("uint16", "uint8")
-
-
-def _shift(dtype: Any) -> int:
-    """Returns how many bits of float32's pattern a code leaves out."""
-    return 15 if jnp.dtype(dtype) == jnp.uint16 else 21
-
-
-def _offset(dtype: Any, form: Format) -> int:
-    """Returns the top bits of float32's pattern that are code 0."""
-    return 0 if jnp.dtype(dtype) == jnp.uint16 else 4 * (form.lowest + _BIAS)
-
-
-def _encoded(value: jax.Array, below: Any, form: Format, old: Any = None) -> jax.Array:
-    """Returns the code of a float32, with `below` added under the bits that it keeps.
-
-    NaN, which one byte has no code for, leaves the old one.
-    """
-    pattern = jax.lax.bitcast_convert_type(value, jnp.uint32) + below
-    code = (pattern >> _shift(form.dtype)).astype(jnp.int32) - _offset(form.dtype, form)
-    keeps = old is not None and form.dtype == jnp.uint8
-    kept = (jnp.isnan(value), old) if keeps else ()
-    return jax.lax.platform_dependent(
-        code,
-        *kept,
-        tpu=partial(_narrowed_as_float, form.dtype),
-        default=partial(_narrowed, form.dtype),
-    )
-
-
-def _narrowed(dtype: Any, code: jax.Array, *kept: jax.Array) -> jax.Array:
-    """Returns codes in a dtype, clipped to it, or where `kept` says so the old ones."""
-    narrow = jnp.clip(code, 0, int(jnp.iinfo(dtype).max)).astype(dtype)
-    return jnp.where(kept[0], kept[1], narrow) if kept else narrow
-
-
-def _narrowed_as_float(dtype: Any, code: jax.Array, *kept: jax.Array) -> jax.Array:
-    """The same; but of this XLA makes one kernel on TPUs, of integers two."""
-    narrow = jnp.clip(code.astype(jnp.float32), 0, float(jnp.iinfo(dtype).max))
-    if kept:
-        narrow = jnp.where(kept[0], kept[1].astype(jnp.float32), narrow)
-    return narrow.astype(dtype)

@@ -75,8 +75,8 @@ CONSTRUCTION = [
         ["`weight_decay_mask`", "`weight_decay`"],
     ),
     (lambda: rmsprop(0.1, mu_dtype="float32"), ValueError, ["`mu_dtype`", "centered"]),
-    (lambda: rmsprop(0.1, nu_dtype="uint8"), TypeError, ["`nu_dtype`", "uint8"]),
-    (lambda: rmsprop(0.1, nu_dtype=jnp.bfloat16), TypeError, ["bfloat16", "float32"]),
+    (lambda: rmsprop(0.1, nu_dtype="int8"), TypeError, ["`nu_dtype`", "int8"]),
+    (lambda: rmsprop(0.1, nu_dtype=jnp.float16), TypeError, ["float16", "uint8"]),
     (lambda: rmsprop(0.1, nu_dtype="floaty"), TypeError, ["`nu_dtype`", "floaty"]),
     (lambda: rmsprop(0.1, nu_dtype=jnp.float64), ValueError, ["jax_enable_x64"]),
     (

@@ -171,10 +171,17 @@ def as_rule(rule: Rule | Mapping[str, str] | None, default: Rule) -> Rule:
     def looked_up(path: str, shape: tuple[int, ...], names: Collection[str]) -> Place:
         if path not in by_path:
             raise KeyError(f"{path}: the rule has no name for it")
-        place = default(path, shape, {by_path[path], *names})
+        place = default(path, shape, _Every())  # for its layout
         return place._replace(name=_choose(path, [by_path[path]], names))
 
     return looked_up
+
+
+class _Every(set[str]):
+    """A set of all names."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
 
 
 def _renamed(path: str, rename: Mapping[str, str] | None) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -24,6 +23,7 @@ _OPTAX_STATES: Any = tuple(
     for scale in (optax.scale_by_rms, optax.scale_by_stddev)
     for corrected in (False, True)
 )
+_WIDE = storage.Format()
 _KINDS: Any = (ScaleByRmsState, optax.TraceState, *_OPTAX_STATES)
 
 
@@ -133,10 +133,11 @@ def fill(state: Any, record: Record) -> Any:
         def slot(of: Callable[[Slots, Group], Any]) -> Callable[[Any, Any], Any]:
             def value(path: Any, leaf: Any) -> Any:
                 name = path_name(path)
-                found = of(record.slots[name], group_of[name])
+                group = group_of[name]
+                found = of(record.slots[name], group)
                 if found is None:
                     found = np.zeros(leaf.shape)
-                return _like(found, leaf)
+                return _like(found, leaf, _form_of(group))
 
             return value
 
@@ -188,7 +189,8 @@ def drain(
             if name not in group_of:
                 continue
             group, mean = group_of[name], means.get(name)
-            square = _biased(node, _value(nu), record, group, back=True)
+            square = _value(nu, _form_of(group))
+            square = _biased(node, square, record, group, back=True)
             mu = None if mean is None else _value(mean)
             mu = _biased(node, mu, record, group, back=True)
             if mu is not None and isinstance(node, ScaleByRmsState):
@@ -251,15 +253,23 @@ def _signed(buffer: Any, dialect: str, group: Group) -> Any:
     return -buffer if steps and arguments.get("learning_rate") is not None else buffer
 
 
-def _value(stored: Any) -> np.ndarray:
+def _form_of(group: Group) -> storage.Format:
+    """Returns the form in which a group's nu is stored."""
+    dtype = group.hyperparameters.get("nu_dtype")
+    return storage.as_format("nu_dtype", dtype, unsigned=True)
+
+
+def _value(stored: Any, form: storage.Format = _WIDE) -> np.ndarray:
     """Returns the value of an accumulator in double precision."""
-    wide = storage.read(stored, _leaves.arithmetic_dtype(stored))
+    wide = storage.read(stored, _leaves.arithmetic_dtype(stored), form)
     return np.asarray(wide, np.complex128 if np.iscomplexobj(wide) else np.float64)
 
 
-def _like(value: Any, leaf: Any) -> Any:
+def _like(value: Any, leaf: Any, form: storage.Format = _WIDE) -> Any:
     """Returns a value with the dtype and the sharding of a leaf that it replaces."""
-    array = jnp.asarray(np.asarray(value).astype(leaf.dtype))
+    if leaf.dtype.itemsize > 2:  # in NumPy, which has float64 always
+        value = np.asarray(value).astype(leaf.dtype)
+    array = storage.nearest(value, leaf, form)
     if getattr(leaf, "committed", False):
         return jax.device_put(array, leaf.sharding)
     return array

@@ -73,6 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rms.add_argument(
         "--centered", action="store_true", help="divide by the standard deviation"
     )
+    rms.add_argument(
+        "--nu-dtype", choices=("float32", "bfloat16", "uint16", "uint8"),
+        default="float32", help="what the average is stored in (default: float32)",
+    )  # fmt: skip
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out", type=_folder, default="rmsprop-jax-demo", metavar="FOLDER",
@@ -94,7 +98,11 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         return _fail(f"needs {error.name}: pip install 'rmsprop-jax[demo]'")
     make = make_optimizers(
-        arguments.decay, arguments.eps, arguments.momentum, arguments.centered
+        arguments.decay,
+        arguments.eps,
+        arguments.momentum,
+        arguments.centered,
+        arguments.nu_dtype,
     )
     for task in loaded:
         examples = len(task.train.inputs)

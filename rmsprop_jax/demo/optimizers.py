@@ -39,6 +39,7 @@ def make_optimizers(
     eps: float = 1e-8,
     momentum: float | None = None,
     centered: bool = False,
+    nu_dtype: str | None = None,
 ) -> dict[str, MakeOptimizer]:
     """Returns every optimizer by name; the arguments are RMSProp's."""
 
@@ -46,7 +47,12 @@ def make_optimizers(
         learning_rate: jax.Array,
     ) -> optax.GradientTransformation:
         return rmsprop(
-            learning_rate, decay=decay, eps=eps, momentum=momentum, centered=centered
+            learning_rate,
+            decay=decay,
+            eps=eps,
+            momentum=momentum,
+            centered=centered,
+            nu_dtype=nu_dtype,
         )
 
     return {

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..storage import sizes
 from .optimizers import MakeOptimizer
 from .program import batches, compile_training, evaluate, start
 from .tasks import Task
@@ -97,7 +98,7 @@ def sweep(
         test_loss=test_loss[0],
         test_accuracy=test_accuracy[0],
         parameters=parameters,
-        state_bytes_per_parameter=_total(state[1], "nbytes") / runs / parameters,
+        state_bytes_per_parameter=sum(sizes(state[1]).values()) / runs / parameters,
         step_seconds=training / steps / runs,
         compile_seconds=compiled - began,
     )
