@@ -1,69 +1,129 @@
-"""The trajectories that `optax.rmsprop` itself took, as recorded in tests/golden."""
+"""The paths that the frameworks themselves took, as recorded in tests/golden."""
 
+import inspect
 import json
-from pathlib import Path
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
 
-from rmsprop_jax import rmsprop
+from golden.record import (
+    CASES,
+    FOLDER,
+    INDEX,
+    TOLERANCE,
+    arrays,
+    differences,
+    rates,
+    stream,
+)
+from golden.replay import accumulators, replay, transformation
+from rmsprop_jax import dialects, rmsprop
 from table import x64
 
-pytestmark = pytest.mark.optimized
-
-FOLDER = Path(__file__).parent / "golden"
-INDEX = json.loads((FOLDER / "index.json").read_text())
-TOLERANCE = {"float64": 1e-12, "float32": 4e-6}
-
-
-def relative_error(actual, expected):
-    """The largest error of an element, relative to its largest value in the run."""
-    actual, expected = np.asarray(actual, float), np.asarray(expected, float)
-    assert np.isfinite(actual).all()
-    error, size = np.abs(actual - expected).max(0), np.abs(expected).max(0)
-    return np.max(error / np.where(size == 0, 1e-300, size))
+pytestmark = [
+    pytest.mark.optimized,
+    pytest.mark.filterwarnings("ignore:bitsandbytes' RMSprop accepts `momentum`"),
+]
+FRAMEWORKS = INDEX["frameworks"]
 
 
-@pytest.mark.parametrize("case", INDEX["cases"], ids=lambda case: case["id"])
-def test_trajectory_and_accumulators_are_optax_s(case):
-    dtype = case["dtype"]
-    with np.load(FOLDER / "streams.npz") as streams, np.load(FOLDER / "optax.npz") as z:
-        stream = f"{case['stream']}|{dtype}|"
-        params, grads = streams[stream + "params0"], streams[stream + "grads"]
-        expected, rates = z[f"{case['id']}|params"], z[f"{case['id']}|lr"]
-        ends = {name: z[f"{case['id']}|{name}"] for name in case["accumulators"]}
-    with x64(dtype):
-        options = {**case["native_kwargs"]}
-        if case["schedule"] != "const":
-            options["learning_rate"] = lambda count: jnp.asarray(rates)[count]
-        tx = rmsprop(**options)
-
-        def step(carry, grads):
-            params, state = carry
-            updates, state = tx.update(grads, state, params)
-            params = optax.apply_updates(params, updates)
-            return (params, state), params
-
-        start = jnp.asarray(params)  # flat: one kernel where a leaf each would be three
-        (_, state), path = jax.lax.scan(
-            step, (start, tx.init(start)), jnp.asarray(grads)
+def assert_taken(case, tx, compiled, wide):
+    """The steps of a case are those of the framework, and so is what they leave."""
+    options = case["native_kwargs"]
+    with x64("float64" if wide else "float32"):
+        path, steps, state = replay(
+            tx(), *stream(case), leafwise="caution" in options, compiled=compiled
         )
-    assert path.dtype == dtype
-    assert relative_error(path, expected[1:]) <= TOLERANCE[dtype]
+    assert path.dtype == case["dtype"]
+    ends = accumulators(state, steps[-1])
+    outside = case["framework"] in ("torch", "sb3")
+    if options.get("lr_in_momentum", not outside) and case["framework"] != "optax":
+        ends["mom"] = -ends["mom"]  # a step, which Optax adds and the others subtract
+    if options.get("bias_correction"):  # Optax keeps the averages without it
+        ends["v"] *= 1 - options["decay"] ** len(steps)
+    path_error, end_error = differences(case, path, ends)
+    assert path_error <= TOLERANCE[case["dtype"]]
+    assert end_error <= 10 * TOLERANCE[case["dtype"]]
 
-    # What Optax stores: E[g²], before bias correction, and the negated momentum.
-    debias = 1 - case["native_kwargs"]["decay"] ** len(grads)
-    scale = debias if case["native_kwargs"].get("bias_correction") else 1
-    squares = scale * np.asarray(state[0].nu, float)
-    if state[0].mu is not None:
-        squares += np.square(np.asarray(state[0].mu, float))
-    accumulators = {"v": squares, "mg": state[0].mu}
-    if "mom" in ends:
-        accumulators["mom"] = state[2].trace
-    for name, end in ends.items():
-        # An average of gradients of both signs keeps fewer digits.
-        error = relative_error([accumulators[name]], [end])
-        assert error <= 10 * TOLERANCE[dtype], name
+
+def dialect(case):
+    floats = case.get("hyper_as_python_float", False)
+    return lambda: transformation(
+        case["framework"], case["native_kwargs"], rates(case), floats
+    )
+
+
+def by_id(cases):
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case["id"])
+
+
+def fullest(dtype):
+    """For each framework, the case of a dtype that uses most of its options."""
+    best = {}
+    for case in CASES:
+        if case["dtype"] == dtype:
+            of = best.setdefault(case["framework"], case)
+            if len(case["native_kwargs"]) > len(of["native_kwargs"]):
+                best[case["framework"]] = case
+    return list(best.values())
+
+
+@by_id(CASES)
+def test_dialect_takes_the_framework_s_path(case):
+    assert_taken(case, dialect(case), compiled=False, wide=case["dtype"] == "float64")
+
+
+@by_id(fullest("float64") + fullest("float32"))
+def test_compiled_dialect_takes_the_framework_s_path(case):
+    assert_taken(case, dialect(case), compiled=True, wide=case["dtype"] == "float64")
+
+
+@by_id(fullest("float32"))
+def test_float32_takes_the_same_path_in_64_bit_mode(case):
+    assert_taken(case, dialect(case), compiled=False, wide=True)
+
+
+@by_id([case for case in CASES if case["framework"] == "optax"])
+def test_compiled_rmsprop_takes_optax_s_path(case):
+    def tx():
+        options, each = case["native_kwargs"], rates(case)
+        if each is not None:
+            options = options | {
+                "learning_rate": lambda count: jnp.asarray(each)[count]
+            }
+        return rmsprop(**options)
+
+    assert_taken(case, tx, compiled=True, wide=case["dtype"] == "float64")
+
+
+def test_every_case_is_tested_and_every_recorded_array_belongs_to_one():
+    (cases,) = (
+        mark.args[1] for mark in test_dialect_takes_the_framework_s_path.pytestmark
+    )
+    listed = json.loads((FOLDER / "index.json").read_text())["cases"]
+    assert cases == listed
+    for framework in FRAMEWORKS:
+        own = [case for case in cases if case["framework"] == framework]
+        expected = [
+            f"{case['id']}|{name}"
+            for case in own
+            for name in (
+                "params",
+                *case["accumulators"],
+                *["lr"] * (case["schedule"] != "const"),
+            )
+        ]
+        assert own
+        assert sorted(arrays(framework)) == sorted(expected)
+
+
+def test_every_framework_has_a_dialect_and_every_dialect_of_a_framework_a_recording():
+    recorded = {framework["dialect"] for framework in FRAMEWORKS.values()}
+    papers = {
+        name
+        for name, function in dialects.DIALECTS.items()
+        if inspect.unwrap(function).__module__ == "rmsprop_jax.dialects._papers"
+    }
+    assert papers == {"graves", "hinton", "impala", "nature_dqn"}
+    assert recorded == set(dialects.DIALECTS) - papers
+    assert {case["framework"] for case in CASES} == set(FRAMEWORKS)

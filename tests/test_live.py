@@ -1,0 +1,172 @@
+"""The frameworks that are installed, side by side with their dialects, at random."""
+
+import functools
+import os
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from golden import record
+from golden.record import INDEX, RATES, TOLERANCE
+from golden.replay import replay, transformation
+from table import x64
+
+pytestmark = [pytest.mark.optimized, pytest.mark.filterwarnings("ignore")]
+
+KERAS_BACKEND = os.environ.get("KERAS_BACKEND", "tensorflow")  # one to a process
+TORCH = "lr alpha eps weight_decay momentum centered"
+KERAS = "learning_rate rho epsilon momentum centered"
+ARGUMENTS = {  # that are drawn
+    "torch": f"{TORCH} maximize foreach",
+    "timm": f"{TORCH} decoupled_decay corrected_weight_decay lr_in_momentum caution",
+    "sb3": TORCH,
+    "bnb32": "lr alpha eps weight_decay momentum",
+    "mlx": "learning_rate alpha eps",
+    "paddle": f"{KERAS} weight_decay",  # before TensorFlow: see below
+    "tf1": "learning_rate decay epsilon momentum centered",
+    "keras": f"{KERAS} weight_decay clipping",
+    "tf_keras_legacy": f"{KERAS} clipping",
+    "optax": "learning_rate decay eps momentum centered initial_scale eps_in_sqrt "
+    "nesterov",
+    "jax_example": "step_size gamma eps momentum",
+}
+PACKAGES = {
+    "torch": ["torch"],
+    "timm": ["torch", "timm"],
+    "sb3": ["torch", "stable_baselines3"],
+    "bnb32": ["torch", "bitsandbytes"],
+    "mlx": ["mlx"],
+    "paddle": ["paddle"],
+    "tf1": ["tensorflow"],
+    "keras": ["keras", KERAS_BACKEND],
+    "tf_keras_legacy": ["tensorflow", "tf_keras"],
+    "optax": ["optax"],
+    "jax_example": ["jax"],
+}
+FLOAT32_ONLY = "bnb32", "mlx"
+STEPS = 25
+
+
+def draw_argument(name, rng):
+    """A value that a run may have, or None for the framework's default."""
+    if name in RATES:
+        return 10 ** rng.uniform(-4, -1.5)
+    if name in ("alpha", "rho", "decay", "gamma"):
+        return 1 - 10 ** rng.uniform(-3, -0.3)
+    if rng.random() < 0.4:
+        return None
+    if name in ("eps", "epsilon"):
+        return 10 ** rng.uniform(-10, -2)
+    if name == "momentum":
+        return rng.uniform(0.05, 0.98)
+    if name in ("weight_decay", "initial_scale"):
+        return 10 ** rng.uniform(-4, -0.5)
+    return bool(rng.random() < 0.6)
+
+
+def draw_options(names, rng):
+    options = {}
+    for name in names.split():
+        if name == "clipping":
+            kinds = ["clipvalue", "clipnorm", "global_clipnorm"]
+            if KERAS_BACKEND == "torch":  # where Keras rounds the norm to float32
+                kinds = ["clipvalue"]
+            name = rng.choice(kinds)
+            value = 10 ** rng.uniform(-2, 1) if rng.random() < 0.4 else None
+        else:
+            value = draw_argument(name, rng)
+        options[str(name)] = value
+    if not options.get("momentum"):
+        options.pop("nesterov", None)
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def draw_stream(dtype, rng):
+    """Parameters, and gradients of scales from 1e-6 to 1e3 with exact zeros."""
+    size = sum(int(np.prod(shape)) for shape in INDEX["leaves"].values())
+    scales = 10 ** rng.uniform(-6, 3, size) * 10 ** rng.uniform(-1, 1, (STEPS, 1))
+    grads = rng.normal(0.3, 1, (STEPS, size)) * scales
+    grads[rng.random(grads.shape) < 0.1] = 0
+    return rng.normal(size=size).astype(dtype), grads.astype(dtype)
+
+
+def draw_rates(peak, rng):
+    """The learning rate of each step, at most `peak`, or None for a constant one."""
+    kind = rng.choice(["constant", "decay", "warmup", "any"])
+    if kind == "constant":
+        return None
+    if kind == "any":
+        return peak * rng.random(STEPS)
+    falling = peak * rng.uniform(0.8, 0.99) ** np.arange(STEPS)
+    return falling if kind == "decay" else np.minimum(falling, falling[::-1])
+
+
+def side_by_side(framework, options, rates, params, grads):
+    """The paths of a framework and of its dialect."""
+    dtype = params.dtype.name
+    runner, ours, floats = record.RUNNERS[framework], dict(options), False
+    if framework == "keras":
+        runner, ours["backend"] = record.keras, KERAS_BACKEND
+    if framework == "tf1":
+        floats = rates is not None  # as good as a random choice
+        runner = functools.partial(record.tf1, hyper_as_python_float=floats)
+    if options.get("corrected_weight_decay"):
+        ours["max_lr_snapshot"] = options["lr"]
+    leafwise = "caution" in options or "clipnorm" in options
+    with x64(dtype):  # Keras may run on JAX
+        theirs, _ = record.run(runner, options, params, grads, rates)
+        tx = transformation(framework, ours, rates, floats)
+        path, _, _ = replay(tx, params, grads, leafwise)
+    return theirs, path
+
+
+@pytest.fixture
+def framework(request):
+    for package in PACKAGES[request.param]:
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    loaded = sys.modules
+    if request.param == "paddle" and "tensorflow" in loaded and "paddle" not in loaded:
+        pytest.skip("Paddle crashes when it is imported after TensorFlow")
+    return request.param
+
+
+def promoting(framework):
+    """Optax promotes dtypes implicitly, the dialects never do."""
+    marks = [pytest.mark.promotion] if framework == "optax" else []
+    return pytest.param(framework, marks=marks)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("framework", [*map(promoting, ARGUMENTS)], indirect=True)
+def test_dialect_takes_the_steps_of_the_framework(framework, dtype, seed):
+    if dtype == "float64" and framework in FLOAT32_ONLY:
+        pytest.skip(f"{framework} has float32 only")
+    rng = np.random.default_rng([seed, *framework.encode()])
+    options = draw_options(ARGUMENTS[framework], rng)
+    (peak,) = (options[name] for name in RATES if name in options)
+    rates = draw_rates(peak, rng)
+    params, grads = draw_stream(dtype, rng)
+    theirs, ours = side_by_side(framework, options, rates, params, grads)
+    assert ours.dtype == theirs.dtype == dtype
+    assert not np.array_equal(theirs[0], theirs[-1])
+    assert record.relative_error(ours, theirs) <= TOLERANCE[dtype], (options, rates)
+
+
+def test_every_framework_is_compared():
+    assert ARGUMENTS.keys() == PACKAGES.keys()
+    assert ARGUMENTS.keys() == INDEX["frameworks"].keys() - {"keras_torch"}
+
+
+@pytest.mark.parametrize("framework", ["torch", "timm", "keras"], indirect=True)
+def test_recorded_again_the_runs_are_those_in_the_folder(framework):
+    if framework == "keras" and KERAS_BACKEND != "tensorflow":
+        pytest.skip("these runs were recorded with Keras's TensorFlow backend")
+    cases = [case for case in record.CASES if case["framework"] == framework]
+    for case in cases[:: len(cases) // 8]:
+        path_error, end_error = record.differences(case, *record.record(case))
+        assert path_error <= TOLERANCE[case["dtype"]], case["id"]
+        assert end_error <= 10 * TOLERANCE[case["dtype"]], case["id"]
