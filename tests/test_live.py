@@ -53,10 +53,10 @@ def draw_argument(name, rng):
     """A value that a run may have, or None for the framework's default."""
     if name in RATES:
         return 10 ** rng.uniform(-4, -1.5)
+    if name != "decay" and rng.random() < 0.4:  # TF1 rounds its own default to float32
+        return None
     if name in ("alpha", "rho", "decay", "gamma"):
         return 1 - 10 ** rng.uniform(-3, -0.3)
-    if rng.random() < 0.4:
-        return None
     if name in ("eps", "epsilon"):
         return 10 ** rng.uniform(-10, -2)
     if name == "momentum":

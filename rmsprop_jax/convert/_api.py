@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -113,13 +114,16 @@ def load(
     optimizer = _optimizer(record, params)
     found = record.weights or {}
     tree = jax.tree_util.tree_structure(params)
-    whole = [found.get(name) for name in names_of(params)]
+    leaves = names_of(params)
+    whole = [found.get(name) for name in leaves]
     settings = tuple(group.hyperparameters for group in record.groups)
     return Restored(
         state=fill(optimizer.init(params), record),
         optimizer=optimizer,
         hyperparameters=settings[0] if len(settings) == 1 else settings,
-        params=None if any(x is None for x in whole) else _as_params(tree, whole),
+        params=None
+        if any(x is None for x in whole)
+        else _as_params(tree, whole, leaves),
         dialect=record.dialect,
         step=record.step,
         groups=record.groups,
@@ -473,8 +477,12 @@ def _as_optax(record: Record, params: Any) -> Any:
     return fill(optax.rmsprop(**group.hyperparameters).init(params), record)
 
 
-def _as_params(tree: Any, values: list[Any]) -> Any:
-    return jax.tree_util.tree_unflatten(tree, [jax.numpy.asarray(v) for v in values])
+def _as_params(tree: Any, values: list[Any], leaves: Mapping[str, Any]) -> Any:
+    arrays = [
+        jnp.asarray(np.asarray(value).astype(leaf.dtype))
+        for value, leaf in zip(values, leaves.values(), strict=True)
+    ]
+    return jax.tree_util.tree_unflatten(tree, arrays)
 
 
 def _at(rate: Any, step: int) -> float:
