@@ -22,6 +22,10 @@ COMMANDS = {
         "rmsprop_jax.convert.command",
         "move an optimizer's state between torch, Keras, TF1, Optax and JAX",
     ),
+    "bench": (
+        "rmsprop_jax.bench.command",
+        "measure what the documentation claims",
+    ),
 }
 
 INTERRUPTED = 130

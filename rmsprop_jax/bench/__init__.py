@@ -1,0 +1,1 @@
+"""The experiments of `rmsprop-jax bench`: what a claim of this package rests on."""
