@@ -10,8 +10,8 @@ from ._api import Restored as Restored
 from ._api import export as export
 from ._api import load as load
 from ._api import save as save
-from ._api import translate as translate
 from ._names import Place as Place
 from ._names import same as same
 from ._names import torch_to_flax as torch_to_flax
 from ._record import Group as Group
+from ._translate import translate as translate

@@ -1,8 +1,6 @@
-"""What a user calls: `load`, `save`, `export`, `translate`."""
+"""What a user calls: `load`, `save`, `export`."""
 
-import inspect
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,17 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _files, _keras, _optax, _ours, _tf1, _torch
-from ._names import Place, Rule, as_rule, from_tree, same, to_tree, torch_to_flax
-from ._record import Group, Record, arguments_of, drain, fill, maker, names_of
-
-# Which module reads and writes the files of which dialect.
-_MODULES = {**dict.fromkeys(_torch.DIALECTS, _torch), "keras": _keras, "tf1": _tf1}
-_SUFFIXES = {
-    ".pt": "torch", ".pth": "torch", ".bin": "torch", ".tar": "torch",
-    ".keras": "keras", ".h5": "keras", ".index": "tf1",
-    ".msgpack": "optax", ".npz": "optax",
-}  # fmt: skip
+from . import _files, _ours, _torch
+from ._names import Place, Rule, as_rule, from_tree, same, to_tree
+from ._record import (
+    Group,
+    Record,
+    arguments_of,
+    debiasing,
+    drain,
+    fill,
+    maker,
+    names_of,
+    path_name,
+    present,
+)
+from ._sources import check_suffix, content_of, default_rule, module_of, read
 
 
 class Restored(NamedTuple):
@@ -36,7 +38,7 @@ class Restored(NamedTuple):
         them for several groups.
       params: the parameters, if the file has all of them, otherwise None.
       dialect: the name of the dialect.
-      step: how many updates were done.
+      step: how many updates were done; None if the source does not say.
       groups: the parameter groups, for `save`.
       places: what went where: each leaf's path, and its place in the file.
     """
@@ -46,7 +48,7 @@ class Restored(NamedTuple):
     hyperparameters: Any
     params: Any
     dialect: str
-    step: int
+    step: int | None
     groups: tuple[Group, ...]
     places: list[tuple[str, Place]]
 
@@ -58,6 +60,7 @@ def load(
     framework: str | None = None,
     rule: Rule | Mapping[str, str] | None = None,
     names: Iterable[str] | None = None,
+    step: int | None = None,
     **hyperparameters: Any,
 ) -> Restored:
     """Reads an optimizer's state, of any framework, for a tree of parameters.
@@ -75,8 +78,12 @@ def load(
       rule: which entry belongs to which leaf: `torch_to_flax` or `same`, perhaps with
         arguments, or a dictionary from paths to names.
       names: what the source numbers and does not name, in its order.
+      step: how many updates were done, where the source does not say or not rightly;
+        schedules start from there.
       **hyperparameters: the dialect's arguments that replace the source's, such as a
         learning-rate schedule, or that it does not hold; a tuple is one for each group.
+        A state of Optax shows neither `nesterov` nor `eps_in_sqrt`: give them where the
+        run had them.
 
     Returns:
       A `Restored`: ``state`` goes on under ``optimizer``, which is the dialect with
@@ -106,12 +113,12 @@ def load(
       >>> restored.state[0].nu["fc"]["kernel"].shape
       (3, 2)
     """
-    record = read(source, framework, names)
+    record = read(source, framework, names, hyperparameters)
+    record = record if step is None else record._replace(step=step)
     default = same() if record.is_ours else default_rule(record.dialect)
-    chosen = as_rule(rule, default)
-    record, places = to_tree(record, params, chosen)
+    record, places = to_tree(record, params, as_rule(rule, default))
     record = completed(record, hyperparameters)
-    optimizer = _optimizer(record, params)
+    optimizer = _optimizer(record)
     found = record.weights or {}
     tree = jax.tree_util.tree_structure(params)
     leaves = names_of(params)
@@ -148,8 +155,8 @@ def export(
       params: the parameters; they go along where the framework keeps them together. Of
         `jax.ShapeDtypeStruct`s only the optimizer's state is written.
       dialect: the name of the dialect that the state is of.
-      hyperparameters: the dialect's arguments, or `Restored.groups`. Where a schedule
-        stands, its value at the state's step is written.
+      hyperparameters: the arguments that the run had, or `Restored.groups`. Where a
+        schedule stands, its value at the state's step is written.
       rule: as for `load`.
       names: the framework's names of all parameters, in the optimizer's order. By
         default those of `like`, or the paths of the tree.
@@ -172,7 +179,7 @@ def export(
       >>> there["state"][0]["square_avg"].shape
       (2, 3)
     """
-    record = _drained(state, params, dialect, hyperparameters)
+    record = drained(state, params, dialect, hyperparameters)
     if dialect == "optax":
         return _as_optax(record, params)
     module, content = module_of(dialect), content_of(like, dialect)
@@ -193,10 +200,12 @@ def save(
     """Writes an optimizer's state as a file of its framework, or as ours.
 
     The file is written under a temporary name and moved: it is complete or as it was.
+    Only RMSProp's own accumulators and counts are kept: of `optax.MultiSteps`, save
+    after a whole step, or the gradients that it has gathered are lost.
 
     Args:
       target: the path. A .safetensors is a file of ours, except for torch's dialects
-        with `like` or `names`; .msgpack is Optax's; else it is what the dialect says.
+        with `like` or `names`; .msgpack is Optax's; else it is a file of the dialect's.
       state: the state, inside any chain.
       params: as for `export`.
       dialect: the name of the dialect that the state is of.
@@ -221,159 +230,37 @@ def save(
       'keras'
     """
     path = Path(target)
-    record = _drained(state, params, dialect, hyperparameters)
+    record = drained(state, params, dialect, hyperparameters)
     torch_like = dialect in _torch.DIALECTS and (like is not None or names is not None)
     if path.suffix == ".safetensors" and not torch_like:
         _ours.save(path, record)
-    elif dialect == "optax":
+        return
+    module = None if dialect == "optax" else module_of(dialect)
+    check_suffix(path, dialect)
+    if module is None:
         import flax.serialization  # here, because it takes a second
 
         with _files.replacing(path) as temporary:
             native = _as_optax(record, params)
             temporary.write_bytes(flax.serialization.to_bytes(native))
     else:
-        module, content = module_of(dialect), content_of(like, dialect)
+        content = content_of(like, dialect)
         named = _named(record, params, rule, names, content)
         module.save(path, module.to_dict(named, content))
 
 
-def translate(
-    state: Any,
-    params: Any,
-    dialect: str,
-    hyperparameters: Mapping[str, Any],
-    to: str,
-    to_hyperparameters: Mapping[str, Any],
-) -> Any:
-    """Returns the state of one dialect as that of another.
-
-    A momentum of directions becomes one of steps by the learning rate, and back. Where
-    the rules differ in more than that (the place of eps, say), the next steps do, and a
-    warning says in what.
-
-    Args:
-      state: the state, inside any chain.
-      params: the parameters, or their shapes.
-      dialect: the name of the dialect that the state is of.
-      hyperparameters: its arguments.
-      to: the name of the dialect that goes on.
-      to_hyperparameters: its arguments.
-
-    Returns:
-      The state of the other dialect.
+def completed(record: Record, given: Mapping[str, Any]) -> Record:
+    """Returns a record with the call's hyperparameters, and its averages unbiased.
 
     Raises:
-      ValueError: if the state does not fit the parameters, or a dialect is not known.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from rmsprop_jax import convert, dialects
-      >>> params = jnp.ones(3)
-      >>> state = dialects.torch(lr=0.1, alpha=0.9).init(params)
-      >>> old, new = {"lr": 0.1, "alpha": 0.9}, {"learning_rate": 0.1, "alpha": 0.9}
-      >>> mlx_state = convert.translate(state, params, "torch", old, "mlx", new)
+      ValueError: if hyperparameters are lacking, or a schedule does not know its step.
     """
-    record = _drained(state, params, dialect, hyperparameters)
-    ours = arguments_of(dialect, hyperparameters)
-    theirs = arguments_of(to, to_hyperparameters)
-    both: tuple[dict[str, Any], ...] = (ours, theirs)
-    rates = [
-        _at(arguments.get("learning_rate"), record.step)
-        if arguments.get("learning_rate_in_momentum", True)
-        else 1.0
-        for arguments in both
-    ]
-    factor = rates[1] / rates[0] if rates[0] else 0.0
-    slots = {
-        name: s._replace(
-            momentum=None
-            if s.momentum is None
-            else np.asarray(s.momentum * factor, s.momentum.dtype)
-        )
-        for name, s in record.slots.items()
-    }
-    parameters = inspect.signature(maker("rmsprop")).parameters.values()
-    defaults = {p.name: p.default for p in parameters} | {"before": None}
-    old, new = (_plain({**defaults, **arguments}) for arguments in both)
-    differing = [
-        f"`{name}` was {old[name]!r}, is {new[name]!r}"
-        for name in old
-        if old[name] != new[name]
-    ]
-    if differing:
-        warnings.warn(
-            f"{to} goes on with another rule than {dialect}: {'; '.join(differing)}.",
-            stacklevel=2,
-        )
-    group = Group(dict(to_hyperparameters), tuple(slots))
-    other = Record(to, record.step, (group,), slots)
-    return fill(maker(to)(**to_hyperparameters).init(params), other)
-
-
-def read(source: Any, framework: str | None, names: Iterable[str] | None) -> Record:
-    """Returns the record of a source, in its own names and layouts."""
-    if framework is not None and framework not in {*_MODULES, "optax", "ours"}:
-        raise ValueError(
-            f"`framework` must be one of {', '.join(_MODULES)}, optax, ours, got "
-            f"{framework!r}."
-        )
-    if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        kind = framework or _kind_of(path)
-        if kind == "ours":
-            return _ours.read(path)
-    elif isinstance(source, Mapping):
-        keys = [str(key) for key in source]
-        kind = framework or "optax"
-        if {"param_groups", "optimizer"} & set(keys):
-            kind = framework if framework in _torch.DIALECTS else "torch"
-        elif "variables" in keys:
-            kind = "keras"
-        elif any("/RMSProp" in key for key in keys):
-            kind = "tf1"
-    else:
-        kind, source = "optax", _nested(source)
-    if kind == "torch" and framework is None:
-        return _torch.read(source, None, names)
-    module = _MODULES.get(kind, _optax)
-    return module.read(source, kind, names)
-
-
-def _nested(source: Any) -> dict[str, Any]:
-    """Returns an Optax state as nested dictionaries."""
-    import flax.serialization  # here, because it takes a second
-
-    nested: Any = flax.serialization.to_state_dict(source)
-    if not isinstance(nested, Mapping):
-        raise TypeError(
-            "`source` must be a path, the content of a file or a state of Optax, got "
-            f"{type(source).__name__}."
-        )
-    return dict(nested)
-
-
-def _kind_of(path: Path) -> str:
-    if path.suffix in (".pkl", ".pickle"):
-        raise ValueError(
-            f"{path.name} is a pickle, which would execute what is in it: load it "
-            "where it comes from, and save flax.serialization.to_bytes(state) as "
-            ".msgpack."
-        )
-    if path.suffix == ".safetensors":
-        return "ours" if _ours.is_ours(path) else "torch"
-    if path.with_name(f"{path.name}.index").exists():
-        return "tf1"
-    if path.suffix not in _SUFFIXES:
-        known = ", ".join([".safetensors", *_SUFFIXES])
-        raise ValueError(
-            f"{path.name} is none of {known} nor the prefix of a TF1 checkpoint: say "
-            "what it is with `framework`."
-        )
-    return _SUFFIXES[path.suffix]
-
-
-def completed(record: Record, given: Mapping[str, Any]) -> Record:
-    """Returns a record with the call's hyperparameters, and its averages unbiased."""
+    for name, value in given.items():
+        if isinstance(value, tuple) and len(value) != len(record.groups):
+            raise ValueError(
+                f"`{name}` has {len(value)} values, for {len(record.groups)} parameter "
+                "groups."
+            )
     groups = tuple(
         group._replace(
             hyperparameters={
@@ -390,10 +277,13 @@ def completed(record: Record, given: Mapping[str, Any]) -> Record:
             f"The file does not hold {names} of dialects.{record.dialect}: give them "
             "as keywords."
         )
+    for group in groups:
+        for name, value in group.hyperparameters.items():
+            present(value, record, name)
     slots = record.slots
     corrected = groups[0].hyperparameters.get("bias_correction", False)
     if record.dialect == "optax" and corrected and not record.is_ours:
-        factor = 1 - float(groups[0].hyperparameters["decay"]) ** record.step
+        factor = debiasing(groups[0].hyperparameters["decay"], record.step)
         slots = {
             name: s._replace(
                 nu=np.asarray(s.nu, np.float64) / factor,
@@ -404,25 +294,62 @@ def completed(record: Record, given: Mapping[str, Any]) -> Record:
     return record._replace(groups=groups, slots=slots)
 
 
-def _optimizer(record: Record, params: Any) -> optax.GradientTransformationExtraArgs:
-    make = maker(record.dialect)
-    if len(record.groups) == 1:
-        return make(**record.groups[0].hyperparameters)
-    label_of = {n: str(i) for i, g in enumerate(record.groups) for n in g.names}
-    labels = jax.tree.unflatten(
-        jax.tree.structure(params), [label_of[name] for name in names_of(params)]
-    )
-    parts: dict[Any, Any] = {
-        str(i): make(**g.hyperparameters) for i, g in enumerate(record.groups)
-    }
-    return optax.partition(parts, labels)
+def made(
+    dialect: str, groups: Iterable[Group]
+) -> list[optax.GradientTransformationExtraArgs]:
+    """Returns the optimizer of each group.
+
+    Raises:
+      TypeError, ValueError: if the hyperparameters are not valid.
+    """
+    return [maker(dialect)(**group.hyperparameters) for group in groups]
 
 
-def _drained(state: Any, params: Any, dialect: str, hyperparameters: Any) -> Record:
+def checked(record: Record) -> Record:
+    """Returns a record whose hyperparameters are valid and fit its accumulators.
+
+    Raises:
+      TypeError, ValueError: if they are or do not.
+    """
+    made(record.dialect, record.groups)
+    for group in record.groups:
+        arguments = arguments_of(record.dialect, group.hyperparameters)
+        centered = bool(arguments.get("centered", False))
+        means = [record.slots[name].mu is not None for name in group.names]
+        if means and centered != any(means):
+            raise ValueError(
+                f"`centered` is {centered} in the hyperparameters, and the state has "
+                f"{'a' if any(means) else 'no'} mean gradient."
+            )
+    return record
+
+
+def drained(state: Any, params: Any, dialect: str, hyperparameters: Any) -> Record:
+    """Returns the record of a state, with the parameters if they have values.
+
+    Raises:
+      TypeError, ValueError: if the state, the parameters and the hyperparameters do
+        not fit.
+    """
     groups = hyperparameters
     if isinstance(hyperparameters, Mapping):
         groups = (Group(dict(hyperparameters), tuple(names_of(params))),)
-    record = drain(state, dialect, tuple(groups))
+    elif not all(isinstance(group, Group) for group in groups):
+        raise TypeError(
+            "`hyperparameters` must be a dictionary, or for several parameter groups "
+            "`Restored.groups`, which say whose they are."
+        )
+    made(dialect, groups)  # wrong names are said before they are used
+    record = checked(drain(state, dialect, tuple(groups)))
+    for group in record.groups:
+        arguments = arguments_of(dialect, group.hyperparameters)
+        moves = arguments.get("momentum") is not None
+        buffers = [record.slots[name].momentum is not None for name in group.names]
+        if buffers and moves != any(buffers):
+            raise ValueError(
+                f"The hyperparameters have {'a' if moves else 'no'} momentum, and the "
+                f"state has {'one' if any(buffers) else 'none'}: give those of the run."
+            )
     leaves = names_of(params)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves.values()):
         return record
@@ -430,46 +357,41 @@ def _drained(state: Any, params: Any, dialect: str, hyperparameters: Any) -> Rec
     return record._replace(weights=weights)
 
 
+def _optimizer(record: Record) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimizer of a record; of several groups a partition by path."""
+    optimizers = made(record.dialect, checked(record).groups)
+    if len(record.groups) == 1:
+        return optimizers[0]
+    label_of = {n: str(i) for i, g in enumerate(record.groups) for n in g.names}
+    parts: dict[Any, Any] = {str(i): made for i, made in enumerate(optimizers)}
+
+    def labels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: label_of[path_name(path)], params
+        )
+
+    return optax.partition(parts, labels)
+
+
 def _named(
     record: Record, params: Any, rule: Any, names: Iterable[str] | None, content: Any
 ) -> Record:
     """Returns a record of a tree with the names of the framework."""
-    if names is None and content is not None:
-        old = _MODULES[record.dialect].read(content, record.dialect)
-        names = [name for group in old.groups for name in group.names]
+    before, framework = None, record.dialect
+    names = None if names is None else list(names)
+    if content is not None:
+        old = read(content, framework, names, record.groups[0].hyperparameters)
+        before = old.weights
+        names = names or [name for group in old.groups for name in group.names]
     elif names is None:
         names = list(names_of(params))
-        if record.dialect in _torch.DIALECTS:
+        if framework in _torch.DIALECTS:
             raise ValueError(
                 "torch numbers the parameters in the optimizer's order: pass `names` "
                 "in that order, or `like`, a file of the same run."
             )
-    chosen = as_rule(rule, default_rule(record.dialect))
-    return from_tree(record, params, chosen, list(names))
-
-
-def content_of(like: Any, dialect: str) -> Any:
-    """Returns the content of a file of a dialect, or what is one already."""
-    is_path = isinstance(like, str | os.PathLike)
-    return module_of(dialect).load(like) if is_path else like
-
-
-def module_of(dialect: str) -> Any:
-    """Returns the module that reads and writes the files of a dialect.
-
-    Raises:
-      ValueError: if it has no format of its own.
-    """
-    if dialect not in _MODULES:
-        raise ValueError(
-            f"There is no file format of {dialect!r}: save it as .safetensors."
-        )
-    return _MODULES[dialect]
-
-
-def default_rule(dialect: str, rename: Mapping[str, str] | None = None) -> Rule:
-    """Returns the rule for the files of a dialect."""
-    return torch_to_flax(rename) if dialect in _torch.DIALECTS else same(rename)
+    chosen = as_rule(rule, default_rule(framework))
+    return from_tree(record, params, chosen, names, before)
 
 
 def _as_optax(record: Record, params: Any) -> Any:
@@ -483,21 +405,3 @@ def _as_params(tree: Any, values: list[Any], leaves: Mapping[str, Any]) -> Any:
         for value, leaf in zip(values, leaves.values(), strict=True)
     ]
     return jax.tree_util.tree_unflatten(tree, arrays)
-
-
-def _at(rate: Any, step: int) -> float:
-    value: Any = rate(step) if callable(rate) else rate
-    return float(value)
-
-
-def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of `rmsprop` that make a difference from now on."""
-    for name in ("learning_rate_in_momentum", "initial_scale"):
-        del arguments[name]
-    if not arguments["weight_decay"]:
-        arguments |= {"weight_decay": None, "weight_decay_mode": None}
-    for name, value in arguments.items():
-        if callable(value) and name == "decay":
-            value = value(0)
-            arguments[name] = getattr(value, "keep", value)
-    return arguments

@@ -18,7 +18,7 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
       FileNotFoundError: if the folder is not there.
     """
-    path = Path(target)
+    path = Path(os.path.realpath(target))  # a link stays one
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent}: make it first.")
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -33,6 +33,26 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def reading(source: str | os.PathLike[str]) -> Iterator[None]:
+    """Says in one way that a file is not what its name says, whoever finds it out.
+
+    Raises:
+      ValueError: if the block fails for anything but a missing file or package.
+    """
+    try:
+        yield
+    except (ValueError, ImportError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and type(error) is not OSError:
+            raise  # FileNotFoundError and the like
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{Path(source).name} is damaged, or is not what its name says: {reason}"
+        ) from error
 
 
 def needed(module: str, what: str, install: str) -> Any:

@@ -9,6 +9,7 @@ describes them; else the user gives them.
 import inspect
 import io
 import json
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 
 from .. import dialects
 from . import _files
-from ._record import Group, Record, Slots
+from ._record import Group, Record, Slots, present
 
 _EXTRA = "'rmsprop-jax[convert]'"
 _LEAVES = {  # the trainable variables of a layer, in order, where not kernel and bias
@@ -27,22 +28,29 @@ _LEAVES = {  # the trainable variables of a layer, in order, where not kernel an
     "GroupNormalization": ("gamma", "beta"),
     "Embedding": ("embeddings",),
 }
+_OPTIONS = (("gamma", "scale"), ("beta", "center"))
+_COUNTS = {  # how many variables a layer has whose leaves are all there
+    "Dense": (1, 2), "Conv1D": (1, 2), "Conv2D": (1, 2), "Conv3D": (1, 2),
+    "BatchNormalization": (4,), "LayerNormalization": (2,), "GroupNormalization": (2,),
+    "Embedding": (1,),
+}  # fmt: skip
 
 
 def read(
-    source: Any, framework: str | None = None, names: Iterable[str] | None = None
+    content: Mapping[str, Any],
+    names: Iterable[str] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Record:
-    """Returns the record of a .keras or .weights.h5 file, or of what `load` returns.
+    """Returns the record of a .keras or .weights.h5 file.
 
     Args:
-      source: the path, or a dictionary: "variables" (the optimizer's, in order),
-        "config" (its configuration) and "layers" (name and shape of what it trains).
-      framework: "keras".
+      content: what `load` returns: "variables" (the optimizer's, in order), and where
+        the file has them "config" (its configuration) and "weights" (by name).
       names: the paths of the trainable variables, in the model's order
         ([v.path for v in model.trainable_variables]).
+      given: arguments of the run that a file of weights does not hold: of two
+        accumulators, whether the second is a momentum or a mean.
     """
-    del framework
-    content = source if isinstance(source, Mapping) else load(source)
     variables = [np.asarray(value) for value in content["variables"]]
     config = dict(content.get("config") or {})
     if len(variables) < 3:
@@ -59,12 +67,15 @@ def read(
     slots = [rest[i * count : (i + 1) * count] for i in range(number)]
     shapes = [value.shape for value in slots[0]]
     named = _names(content, shapes, names)
-    if number == 2 and not config:
+    weights = _by_name(content.get("weights", {}), named)
+    known = config or given or {}
+    if number == 2 and not known.get("momentum") and not known.get("centered"):
         raise ValueError(
             "It has two accumulators for each weight, and a file of weights does not "
-            "tell a momentum from a mean: pass a .keras file."
+            "tell a momentum from a mean: give `momentum` or `centered` as the run had "
+            "them, or a .keras file."
         )
-    moving = number == 3 or (number == 2 and config["momentum"] > 0)
+    moving = number == 3 or (number == 2 and bool(known.get("momentum")))
     mean = slots[-1] if number == 3 or (number == 2 and not moving) else [None] * count
     buffer = slots[1] if moving else [None] * count
     hyperparameters, missing = _hyperparameters(config, rate)
@@ -76,7 +87,11 @@ def read(
         (Group(hyperparameters, tuple(named)),),
         {name: Slots(*slot) for name, slot in zip(named, values, strict=True)},
         missing,
-        content.get("weights"),
+        {
+            name: weights[name]
+            for name, shape in zip(named, shapes, strict=True)
+            if name in weights and weights[name].shape == shape
+        },
     )
 
 
@@ -93,8 +108,8 @@ def to_dict(record: Record, like: Mapping[str, Any] | None = None) -> dict[str, 
     (group,) = record.groups
     slots = [record.slots[name] for name in group.names]
     rate = group.hyperparameters.get("learning_rate", 1e-3)
-    rate = rate(record.step) if callable(rate) else rate
-    variables: list[Any] = [np.asarray(record.step, np.int64)]
+    rate = present(rate, record, "learning_rate")
+    variables: list[Any] = [np.asarray(record.step or 0, np.int64)]
     if not _scheduled((like or {}).get("config")):
         variables.append(np.asarray(rate, np.float32))
     variables += [s.nu for s in slots]
@@ -107,8 +122,20 @@ def to_dict(record: Record, like: Mapping[str, Any] | None = None) -> dict[str, 
     if group.hyperparameters.get("centered", False):
         variables += [np.zeros_like(s.nu) if s.mu is None else s.mu for s in slots]
     content = {**(like or {}), "variables": variables}
-    if record.weights:
-        content["weights"] = {**content.get("weights", {}), **record.weights}
+    if record.weights and like is not None:
+        old = like.get("weights", {})
+        name_of = {_end(name, old): name for name in record.weights}
+        lost = [name for name in record.weights if _end(name, old) is None]
+        if lost:
+            raise ValueError(
+                f"The file does not show where {', '.join(lost)} are, to put the "
+                "parameters there: give their `jax.ShapeDtypeStruct`s to write the "
+                "optimizer's state alone, and set the weights in Keras."
+            )
+        new = {place: record.weights[name] for place, name in name_of.items()}
+        content["weights"] = {**old, **new}
+    elif record.weights:
+        content["weights"] = dict(record.weights)
     return content
 
 
@@ -184,6 +211,16 @@ def _places(model: Mapping[str, Any], weights: Any) -> dict[str, str]:
         for key, group in weights.get("layers", {}).items()
         if "vars" in group
     }
+    if not layers:  # a file of weights: its keys are the classes, numbered
+        classes = {
+            name: re.sub(r"_\d+$", "", key).title().replace("_", "")
+            for name, key in group_of.items()
+        }
+        layers = [
+            {"config": {"name": name}, "class_name": kind}
+            for name, kind in classes.items()
+            if len(weights[f"layers/{group_of[name]}/vars"]) in _COUNTS.get(kind, ())
+        ]
     places = {}
     for layer in layers:
         name = layer["config"]["name"]
@@ -191,6 +228,10 @@ def _places(model: Mapping[str, Any], weights: Any) -> dict[str, str]:
             continue
         stored = weights[f"layers/{group_of[name]}/vars"]
         leaves = _LEAVES.get(layer["class_name"], ("kernel", "bias"))
+        absent = {
+            leaf for leaf, option in _OPTIONS if not layer["config"].get(option, True)
+        }
+        leaves = [leaf for leaf in leaves if leaf not in absent]
         for i, leaf in zip(range(len(stored)), leaves, strict=False):
             places[f"{name}/{leaf}"] = f"layers/{group_of[name]}/vars/{i}"
     return places
@@ -202,6 +243,7 @@ def _names(
     names: Iterable[str] | None,
 ) -> list[str]:
     known = {name: value.shape for name, value in content.get("weights", {}).items()}
+    known = known if content.get("config") else {}  # in no order without it
     if names is None and list(known.values()) == shapes:
         return list(known)
     if names is None:
@@ -216,6 +258,20 @@ def _names(
             f"variable, got {len(names)}: {', '.join(names)}."
         )
     return names
+
+
+def _end(name: str, known: Iterable[str]) -> str | None:
+    """Returns the layer's leaf ("dense/kernel") that a variable's path ends in."""
+    ends = [k for k in known if name == k or name.endswith(f"/{k}")]
+    return max(ends, key=len, default=None)
+
+
+def _by_name(
+    weights: Mapping[str, np.ndarray], names: list[str]
+) -> dict[str, np.ndarray]:
+    """Returns the weights by the paths of the variables."""
+    found = {name: _end(name, weights) for name in names}
+    return {name: weights[end] for name, end in found.items() if end is not None}
 
 
 def _how_many(
@@ -261,4 +317,11 @@ def _rmsprop_config(optimizer: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"Its optimizer is {optimizer.get('class_name')}, not RMSprop."
         )
-    return dict(optimizer.get("config") or {})
+    config = dict(optimizer.get("config") or {})
+    for name in ("use_ema", "gradient_accumulation_steps"):
+        if config.get(name):
+            raise ValueError(
+                f"Its optimizer has `{name}`, whose variables have no place here: "
+                "average with optax.ema, gather with optax.MultiSteps."
+            )
+    return config

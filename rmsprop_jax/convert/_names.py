@@ -109,12 +109,13 @@ def torch_to_flax(
     Linear, Conv1d to Conv3d, Embedding, the normalisations and LSTM are known, and
     Sequential's numbers in Linen ("layers_0") and in NNX ("layers/0"). Kernels have
     torch's first axes last: (out, in) is (in, out), (out, in, h, w) is (h, w, in, out).
-    A Flax LSTM has one bias where torch has two; they get the same gradients, and ours
-    is torch's `bias_hh`. (So their sum moves twice as fast in torch.)
+    A leaf of any other name is a parameter of that name. A Flax LSTM has one bias where
+    torch has two, of which it is the sum; their gradients are the same, and ours has
+    the state of `bias_hh`. (So the sum moves twice as fast in torch.)
 
     Args:
       rename: torch's names of modules, by the beginnings of paths, where they differ:
-        {"Dense_0": "fc1", "RNN_0/cell": "lstm.l1"} (the second layer of an LSTM).
+        {"Dense_0": "fc1", "OptimizedLSTMCell_0": "lstm.l1"} (an LSTM's second layer).
       channels_first: by the path of a Dense kernel, (C, H, W) if its input is a
         flattened image.
 
@@ -144,7 +145,11 @@ def torch_to_flax(
                 f"{kind}_{gate[1] or gate[3]}h{end}" for end in (f"_{number}", "")
             ]
         else:
-            leaves = ["bias" if leaf == "bias" else "weight"]
+            leaves = {
+                "kernel": ["weight"],
+                "scale": ["scale", "weight"],
+                "embedding": ["embedding", "weight"],
+            }.get(leaf, [leaf])
         candidates = [
             ".".join([*head, name])
             for head in _module_names(modules)
@@ -230,10 +235,12 @@ def to_tree(
     places: list[tuple[str, Place]] = []
     slots: dict[str, Slots] = {}
     weights: dict[str, np.ndarray] = {}
+    readers: dict[Any, str] = {}
     for path, leaf in names_of(params).items():
         shape = tuple(leaf.shape)
         try:
             place = rule(path, shape, record.slots)
+            problems += _shared(place, path, readers)
             found = _on_slots(place.read, record.slots[place.name])
         except KeyError as error:
             problems.append(f"missing {error.args[0]}")
@@ -249,8 +256,9 @@ def to_tree(
             )
         places.append((path, place))
         slots[path] = found
-        if record.weights and place.name in record.weights:
-            weights[path] = place.read(record.weights[place.name])
+        weight = _with_twin(place.name, record.weights or {})
+        if weight is not None and found.nu.shape == shape:
+            weights[path] = place.read(weight)
     used = {place.name for _, place in places}
     problems += [
         f"extra {name} {found.nu.shape}"
@@ -275,27 +283,35 @@ def to_tree(
 
 
 def from_tree(
-    record: Record, params: Any, rule: Rule, names: Collection[str]
+    record: Record,
+    params: Any,
+    rule: Rule,
+    names: Collection[str],
+    before: Mapping[str, np.ndarray] | None = None,
 ) -> Record:
     """Returns a tree's record in the names and layouts of a checkpoint.
 
     Args:
-      record: one with the names of `params`, and one group.
+      record: one with the names of `params`.
       params: the parameter tree.
       rule: the rule that reads such a checkpoint.
       names: all names in the checkpoint, in the optimizer's order.
+      before: the checkpoint's parameters so far. Of an LSTM's two biases one stays as
+        it was (zero, if it is not known), and the other takes all that moved.
 
     Raises:
       ValueError: that lists every leaf without a name and every name without a leaf.
     """
     problems: list[str] = []
     parts: dict[str, dict[int, tuple[str, Any]]] = {}
+    writers: dict[Any, str] = {}
     for path, leaf in names_of(params).items():
         try:
             place = rule(path, tuple(leaf.shape), names)
         except KeyError as error:
             problems.append(f"missing {error.args[0]}")
             continue
+        problems += _shared(place, path, writers)
         arrays = (*record.slots[path], (record.weights or {}).get(path))
         k = place.part[0] if place.part else 0
         written = [None if a is None else place.write(a) for a in arrays]
@@ -319,9 +335,9 @@ def from_tree(
             for piece in pieces
         ]
         *accumulators, weight = joined
-        slots[name] = Slots(*accumulators)
+        slots[name] = _narrowed(Slots(*accumulators))
         if weight is not None:
-            weights[name] = weight
+            weights[name] = _without_twin(name, weight, names, before or {})
     if problems:
         raise ValueError(
             "The parameters do not fit the checkpoint:\n  " + "\n  ".join(problems)
@@ -332,7 +348,22 @@ def from_tree(
         )
         for group in record.groups
     )
-    return record._replace(groups=groups, slots=slots, weights=weights or None)
+    return record._replace(
+        groups=groups, slots=slots, weights=weights or None, is_ours=False
+    )
+
+
+def _shared(place: Place, path: str, seen: dict[Any, str]) -> list[str]:
+    """Returns the problem of a second leaf with a place, if it is one."""
+    other = seen.setdefault((place.name, place.part), path)
+    return [] if other == path else [f"ambiguous {place}: of {other} and of {path}"]
+
+
+def _narrowed(slots: Slots) -> Slots:
+    """Returns centred slots as frameworks keep them: E[g²] is no wider than E[g]."""
+    if slots.mu is None:
+        return slots
+    return slots._replace(nu=np.asarray(slots.nu).astype(slots.mu.real.dtype))
 
 
 def _on_slots(function: Callable[[np.ndarray], np.ndarray], slots: Slots) -> Slots:
@@ -344,3 +375,25 @@ def _twin(name: str) -> str | None:
     """Returns the LSTM bias that gets the gradients of this one, or None."""
     found = re.fullmatch(r"(.*)bias_ih(.*)", name)
     return f"{found[1]}bias_hh{found[2]}" if found else None
+
+
+def _with_twin(name: str, weights: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Returns a parameter; of an LSTM's biases, their sum."""
+    if name not in weights:
+        return None
+    twins = [weights[other] for other in weights if _twin(other) == name]
+    return sum(twins, start=weights[name])
+
+
+def _without_twin(
+    name: str,
+    weight: np.ndarray,
+    names: Collection[str],
+    before: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """Returns what an LSTM's bias is, of the sum; any other parameter as it is."""
+    zero = np.zeros_like(weight)
+    if _twin(name) in names:
+        return np.asarray(before.get(name, zero), weight.dtype)
+    twins = [other for other in names if _twin(other) == name]
+    return weight - sum((np.asarray(before.get(t, zero)) for t in twins), start=zero)

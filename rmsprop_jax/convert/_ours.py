@@ -1,26 +1,23 @@
 """The file of a record: a .safetensors with the arrays and, as JSON, all the rest."""
 
+import contextlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import _files
-from ._record import Group, Record, Slots
+from ._record import Group, Record, Slots, is_schedule
 
 _EXTRA = "'rmsprop-jax[convert]'"
 _KEY = "rmsprop_jax"
 
 
-def read(
-    source: Any, framework: str | None = None, names: Iterable[str] | None = None
-) -> Record:
+def read(path: Any) -> Record:
     """Returns the record in a file that `save` wrote."""
-    del framework, names
-    safetensors = _files.needed("safetensors", f"Reading {Path(source).name}", _EXTRA)
-    with safetensors.safe_open(Path(source), "np") as file:
+    safetensors = _files.needed("safetensors", f"Reading {Path(path).name}", _EXTRA)
+    with safetensors.safe_open(Path(path), "np") as file:
         about = json.loads((file.metadata() or {})[_KEY])
         arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     slots, weights = {}, {}
@@ -41,7 +38,7 @@ def read(
         {name: slots[name] for name in order},
         tuple(about["missing"]),
         weights,
-        is_ours=True,
+        about["is_ours"],
     )
 
 
@@ -52,25 +49,26 @@ def save(path: Any, record: Record) -> None:
     for group in record.groups:
         kept = {}
         for name, value in group.hyperparameters.items():
-            if callable(value):
+            if is_schedule(value):
                 missing.append(name)
             else:
-                kept[name] = value.item() if hasattr(value, "item") else value
+                kept[name] = _plain(name, value)
         groups.append({"hyperparameters": kept, "names": group.names})
     about = {
         "dialect": record.dialect,
         "step": record.step,
         "groups": groups,
         "missing": sorted(set(missing)),
+        "is_ours": record.is_ours,
     }
     arrays = {
-        f"{kind}/{name}": np.ascontiguousarray(value)
+        f"{kind}/{name}": np.array(value, order="C")
         for name, slots in record.slots.items()
         for kind, value in slots._asdict().items()
         if value is not None
     }
     arrays |= {
-        f"params/{name}": np.ascontiguousarray(value)
+        f"params/{name}": np.array(value, order="C")
         for name, value in (record.weights or {}).items()
     }
     with _files.replacing(path) as temporary:
@@ -82,3 +80,20 @@ def is_ours(path: Any) -> bool:
     safetensors = _files.needed("safetensors", f"Reading {Path(path).name}", _EXTRA)
     with safetensors.safe_open(Path(path), "np") as file:
         return _KEY in (file.metadata() or {})
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Returns a hyperparameter as JSON has it."""
+    if callable(value) or isinstance(value, np.dtype):  # schedules went before
+        dtype: Any = value
+        with contextlib.suppress(TypeError):
+            return np.dtype(dtype).name
+    plain = getattr(value, "item", lambda: value)()
+    try:
+        json.dumps(plain)
+    except TypeError:
+        raise ValueError(
+            f"`{name}` cannot be kept in a file: {value!r}. Leave it out, and give it "
+            "when the file is loaded."
+        ) from None
+    return plain

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -23,6 +24,7 @@ _OPTAX_STATES: Any = tuple(
     for scale in (optax.scale_by_rms, optax.scale_by_stddev)
     for corrected in (False, True)
 )
+STATES = (ScaleByRmsState, *_OPTAX_STATES)
 _WIDE = storage.Format()
 _KINDS: Any = (ScaleByRmsState, optax.TraceState, *_OPTAX_STATES)
 
@@ -31,7 +33,8 @@ class Slots(NamedTuple):
     """The accumulators of one parameter.
 
     Attributes:
-      nu: the average of |g|², without bias where the dialect corrects it.
+      nu: the average of |g|², without bias where the dialect corrects it; where
+        centred, in float64, since the variance is what is left of it without the mean.
       mu: the average of g where centred, otherwise None.
       momentum: the buffer, in the direction that is taken off; None if there is none.
     """
@@ -58,7 +61,7 @@ class Record(NamedTuple):
 
     Attributes:
       dialect: which of `rmsprop_jax.dialects` continues it, or "rmsprop".
-      step: how many updates were done.
+      step: how many updates were done, None where the source does not say.
       groups: the parameter groups, in order; one for most frameworks.
       slots: the accumulators by the name of the parameter, in its framework's layout.
       missing: hyperparameters that such a file does not hold.
@@ -67,7 +70,7 @@ class Record(NamedTuple):
     """
 
     dialect: str
-    step: int
+    step: int | None
     groups: tuple[Group, ...]
     slots: dict[str, Slots]
     missing: tuple[str, ...] = ()
@@ -76,9 +79,18 @@ class Record(NamedTuple):
 
 
 def names_of(params: Any) -> dict[str, Any]:
-    """Returns the leaves of a parameter tree by path, "Dense_0/kernel"."""
+    """Returns the leaves of a parameter tree by path, "Dense_0/kernel".
+
+    Raises:
+      ValueError: if two leaves have one path, as of {"a/b": x, "a": {"b": y}}.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {path_name(path): leaf for path, leaf in leaves}
+    named = [(path_name(path), leaf) for path, leaf in leaves]
+    if len(dict(named)) < len(named):
+        names = [name for name, _ in named]
+        twice = ", ".join(sorted({name for name in names if names.count(name) > 1}))
+        raise ValueError(f"Two leaves of the tree have one path: {twice}.")
+    return dict(named)
 
 
 def path_name(path: Any) -> str:
@@ -115,6 +127,29 @@ def maker(dialect: str) -> Callable[..., optax.GradientTransformationExtraArgs]:
     return known[dialect]
 
 
+def is_schedule(value: Any) -> bool:
+    """Whether a hyperparameter is a function of the step (dtypes are callable too)."""
+    return (
+        callable(value) and not isinstance(value, type) and not hasattr(value, "dtype")
+    )
+
+
+def present(value: Any, record: Record, name: str) -> Any:
+    """Returns a hyperparameter, of a schedule its value at the record's step.
+
+    Raises:
+      ValueError: if it is a schedule and the record does not know its step.
+    """
+    if not is_schedule(value):
+        return value
+    if record.step is None:
+        raise ValueError(
+            f"`{name}` is a schedule, and the source does not say how many updates "
+            "were done: pass `step`."
+        )
+    return float(np.asarray(value(record.step)))
+
+
 def fill(state: Any, record: Record) -> Any:
     """Returns an optimizer's state with the accumulators and counts of a record.
 
@@ -126,7 +161,7 @@ def fill(state: Any, record: Record) -> Any:
 
     def filled(node: Any) -> Any:
         if isinstance(node, optax.ScaleByScheduleState):
-            return node._replace(count=_like(record.step, node.count))
+            return node._replace(count=_like(record.step or 0, node.count))
         if not isinstance(node, _KINDS):
             return node
 
@@ -158,16 +193,14 @@ def fill(state: Any, record: Record) -> Any:
                 mu, lambda s, group: _biased(node, s.mu, record, group)
             )
         if "count" in node._fields:
-            changes["count"] = _like(record.step, node.count)
+            changes["count"] = _like(record.step or 0, node.count)
         return node._replace(**changes)
 
     kinds: Any = (*_KINDS, optax.ScaleByScheduleState)
     return jax.tree.map(filled, state, is_leaf=lambda x: isinstance(x, kinds))
 
 
-def drain(
-    state: Any, dialect: str, groups: tuple[Group, ...], step: int | None = None
-) -> Record:
+def drain(state: Any, dialect: str, groups: tuple[Group, ...]) -> Record:
     """Returns the record of a state of Optax or of ours: the inverse of `fill`.
 
     Raises:
@@ -177,10 +210,10 @@ def drain(
     nodes: list[Any] = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kinds))
     nodes = [node for node in nodes if isinstance(node, kinds)]
     counts = [int(node.count) for node in nodes if "count" in node._fields]
-    step = max(counts, default=0) if step is None else step
+    step = max(counts, default=None)
     found: dict[str, Slots] = {}
     group_of = {name: group for group in groups for name in group.names}
-    record = Record(dialect, step, groups, found)
+    record = Record(dialect, step, groups, found, is_ours=True)
     for node in nodes:
         if isinstance(node, optax.TraceState | optax.ScaleByScheduleState):
             continue
@@ -196,9 +229,10 @@ def drain(
             if mu is not None and isinstance(node, ScaleByRmsState):
                 square = square + np.square(np.abs(mu))
             dtype = _leaves.arithmetic_dtype(nu)
-            if mu is not None:
-                mu = mu.astype(_leaves.like(mu, dtype))
-            found[name] = Slots(square.astype(dtype), mu)
+            if mu is None:
+                found[name] = Slots(square.astype(dtype))
+            else:
+                found[name] = Slots(square, mu.astype(_leaves.like(mu, dtype)))
     for node in nodes:
         if isinstance(node, optax.TraceState):
             for name, trace in names_of(node.trace).items():
@@ -240,8 +274,13 @@ def _biased(
     decay = arguments.get("decay", 0.9)
     if callable(decay):  # the dialect's own, for an initial value other than zero
         decay = group.hyperparameters.get("decay", 0.9)
-    factor = 1 - float(decay) ** record.step
+    factor = debiasing(decay, record.step)
     return value / factor if back else value * factor
+
+
+def debiasing(decay: Any, step: int | None) -> float:
+    """Returns what Optax divides an average by to take the initial zero out of it."""
+    return 1 - float(decay) ** step if step else 1.0  # nothing is in it at step 0
 
 
 def _signed(buffer: Any, dialect: str, group: Group) -> Any:
@@ -268,8 +307,9 @@ def _value(stored: Any, form: storage.Format = _WIDE) -> np.ndarray:
 def _like(value: Any, leaf: Any, form: storage.Format = _WIDE) -> Any:
     """Returns a value with the dtype and the sharding of a leaf that it replaces."""
     if leaf.dtype.itemsize > 2:  # in NumPy, which has float64 always
-        value = np.asarray(value).astype(leaf.dtype)
-    array = storage.nearest(value, leaf, form)
+        array: Any = jnp.asarray(np.asarray(value).astype(leaf.dtype))
+    else:
+        array = storage.nearest(value, leaf, form)
     if getattr(leaf, "committed", False):
         return jax.device_put(array, leaf.sharding)
     return array

@@ -17,28 +17,24 @@ MISSING = ("learning_rate", "decay", "momentum", "epsilon")
 
 
 def read(
-    source: Any,
-    framework: str | None = None,
+    tensors: Mapping[str, Any],
     names: Iterable[str] | None = None,
     slot: str = "RMSProp",
 ) -> Record:
-    """Returns the record of a checkpoint's prefix, or of its tensors by name.
+    """Returns the record of a checkpoint.
 
     Args:
-      source: the prefix ("model.ckpt-10"), its .index file, or the tensors.
-      framework: "tf1".
+      tensors: what `load` returns: the tensors by name.
       names: the variables that the optimizer trains; by default all that have slots.
       slot: the optimizer's name, which is that of its slots.
     """
-    del framework
-    tensors = source if isinstance(source, Mapping) else load(source)
     end = f"/{slot}"
     found = [name.removesuffix(end) for name in tensors if name.endswith(end)]
     names = tuple(found if names is None else names)
     if not names:
         raise ValueError(
             f"There are no slots {slot!r} in it; it has {', '.join(sorted(tensors))}. "
-            "If the optimizer had another name, that is the argument `slot`."
+            "If the optimizer had another name, give it as `name`."
         )
     centered = any(f"{name}{end}_2" in tensors for name in names)
     momentum, mean = ("_2", "_1") if centered else ("_1", "_none")
@@ -57,7 +53,7 @@ def read(
     )
     return Record(
         "tf1",
-        int(tensors.get("global_step", 0)),
+        int(tensors["global_step"]) if "global_step" in tensors else None,
         (Group(hyperparameters, names),),
         slots,
         MISSING,
@@ -86,7 +82,8 @@ def to_dict(record: Record, like: Mapping[str, Any] | None = None) -> dict[str, 
             if record.weights and name in record.weights:
                 tensors[name] = record.weights[name]
     kind = np.asarray(tensors.get("global_step", np.int64(0))).dtype
-    tensors["global_step"] = np.asarray(record.step, kind)
+    if record.step is not None:
+        tensors["global_step"] = np.asarray(record.step, kind)
     return tensors
 
 

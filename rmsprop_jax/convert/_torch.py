@@ -1,55 +1,58 @@
 """Optimizer state of torch, timm, Stable-Baselines3 and bitsandbytes.
 
 All four are `optimizer.state_dict()`: "state" by the number of the parameter, and
-"param_groups". In a file it may stand alone or as "optimizer" beside "model".
+"param_groups". In a file it may stand alone or as "optimizer" beside "model", or under
+the other names that people give them.
 """
 
 import inspect
-import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import dialects
-from . import _files
-from ._record import Group, Record, Slots
+from . import _bitsandbytes
+from ._record import Group, Record, Slots, present
+from ._torch_files import MODELS, OPTIMIZERS, SORTED, array, first
+from ._torch_files import load as load
+from ._torch_files import save as save
 
 DIALECTS = ("torch", "timm", "sb3", "bitsandbytes")
-BLOCK = 256  # elements that share a scale in bitsandbytes
 _QUANTISED = "__bnb_optimizer_quant_state__"
-_SORTED = ".safetensors"  # marks content whose names are in no order
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _KEYS = {"nu": "square_avg", "momentum": "momentum_buffer", "mu": "grad_avg"}
 
 
 def read(
-    source: Any, framework: str | None = None, names: Iterable[str] | None = None
+    content: Mapping[str, Any],
+    framework: str | None = None,
+    names: Iterable[str] | None = None,
 ) -> Record:
-    """Returns the record of a state dictionary, or of a .pt or .safetensors file.
+    """Returns the record of a state dictionary, alone or beside a model.
 
     Args:
-      source: the dictionary or the path.
+      content: the dictionary, or what `load` returns.
       framework: one of the four; by default what the hyperparameters show.
       names: the names of the parameters in the optimizer's order, group after group; by
         default what the groups or the model beside them show.
     """
-    content = source if isinstance(source, Mapping) else load(source)
-    optimizer = content.get("optimizer", content)
-    if "param_groups" not in optimizer:
+    optimizer = content.get(first(content, OPTIMIZERS), content)
+    if not isinstance(optimizer, Mapping) or "param_groups" not in optimizer:
         raise ValueError(
             'There is no optimizer state: it has "param_groups", at the top or under '
             f'"optimizer"; found {", ".join(map(str, content))}.'
         )
-    groups, state = optimizer["param_groups"], optimizer["state"]
-    model = content.get("model")
-    weights = {name: _array(value) for name, value in (model or {}).items()}
-    dialect = framework or _dialect_of(groups[0])
+    groups, state = optimizer["param_groups"], optimizer.get("state", {})
+    if not groups:
+        raise ValueError("There are no parameters in it: its `param_groups` are empty.")
+    model = content.get(first(content, MODELS))
+    weights = {name: array(value) for name, value in (model or {}).items()}
+    dialect = _dialect_of(groups[0], framework)
     numbers = [number for group in groups for number in group["params"]]
     entries = {number: _entry(state[number]) for number in numbers if number in state}
     shapes = {number: entry["nu"].shape for number, entry in entries.items()}
-    is_ordered = not content.get(_SORTED, False)
+    is_ordered = not content.get(SORTED, False)
     named = _names(numbers, shapes, groups, weights, names, is_ordered)
     slots = {}
     for number in numbers:
@@ -64,7 +67,7 @@ def read(
                 "model to take its shape from: save both, or take a step first."
             )
         slots[named[number]] = Slots(*(entry.get(slot) for slot in Slots._fields))
-    steps = [float(_array(entry.get("step", 0))) for entry in state.values()]
+    steps = [float(array(entry.get("step", 0))) for entry in state.values()]
     return Record(
         dialect,
         int(max(steps, default=0)),
@@ -87,11 +90,19 @@ def to_dict(record: Record, like: Mapping[str, Any] | None = None) -> dict[str, 
       record: one in torch's names and layouts.
       like: the content of a file to take the groups and all else from.
     """
-    old = (like or {}).get("optimizer", like or {})
+    like = like or {}
+    optimizer_key, model_key = first(like, OPTIMIZERS), first(like, MODELS)
+    old = like.get(optimizer_key, like)
     numbers = {
         name: i for i, name in enumerate(n for g in record.groups for n in g.names)
     }
     before = old.get("state", {})
+    olds = old.get("param_groups") or [{}] * len(record.groups)
+    if len(olds) != len(record.groups):
+        raise ValueError(
+            f"`like` has {len(olds)} parameter groups, and the state "
+            f"{len(record.groups)}: give `Restored.groups` as the hyperparameters."
+        )
     state = {
         number: _to_entry(record, record.slots[name], before.get(number, {}))
         for name, number in numbers.items()
@@ -102,111 +113,91 @@ def to_dict(record: Record, like: Mapping[str, Any] | None = None) -> dict[str, 
             **_to_group(record, group.hyperparameters, whole=not was),
             "params": [numbers[name] for name in group.names],
         }
-        for group, was in zip(
-            record.groups,
-            old.get("param_groups") or [{}] * len(record.groups),
-            strict=True,
-        )
+        for group, was in zip(record.groups, olds, strict=True)
     ]
     optimizer = {"state": state, "param_groups": groups}
-    if like is None or "optimizer" not in like:
+    if not optimizer_key:
         return optimizer
-    content = {k: v for k, v in like.items() if k != _SORTED} | {"optimizer": optimizer}
+    content = {k: v for k, v in like.items() if k != SORTED}
+    content[optimizer_key] = optimizer
     if "step" in content:
         content["step"] = record.step
-    if "model" in content:
-        content["model"] = {**content["model"], **(record.weights or {})}
+    if model_key:
+        content[model_key] = _with_weights(content[model_key], record.weights or {})
     return content
 
 
-def load(path: Any) -> dict[str, Any]:
-    """Returns the content of a .pt or .safetensors file as nested dictionaries."""
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        torch = _files.needed("torch", f"Reading {path.name}", "torch")
-        return torch.load(path, weights_only=True, map_location="cpu")
-    safetensors = _files.needed(
-        "safetensors", f"Reading {path.name}", "'rmsprop-jax[convert]'"
-    )
-    content: dict[str, Any] = {_SORTED: True}
-    with safetensors.safe_open(path, "np") as file:
-        metadata = file.metadata() or {}
-        for key in file.keys():  # noqa: SIM118
-            model, _, name = key.partition(".")
-            numbered = [
-                int(part) if part.isdigit() else part for part in key.split(".")
-            ]
-            path = [model, name] if model == "model" else numbered
-            _files.nest(content, path, file.get_tensor(key))
-    for key, text in metadata.items():
-        target = content.get("optimizer", content) if key == "param_groups" else content
-        target[key] = json.loads(text)
-    return content
+def _with_weights(
+    model: Mapping[str, Any], weights: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Returns a model's tensors with other values, tied ones too.
+
+    Raises:
+      ValueError: if one has no place there.
+    """
+    lost = [name for name in weights if name not in model]
+    if lost:
+        raise ValueError(
+            f"The file's model has no {', '.join(lost)}, to put the parameters there: "
+            "give their `jax.ShapeDtypeStruct`s to write the optimizer's state alone."
+        )
+    tied = {}
+    for name, old in model.items():
+        for other, value in weights.items():
+            if name not in weights and _memory(old) == _memory(model[other]):
+                tied[name] = value
+    new = {**weights, **tied}
+    return {**model, **{name: _as(model[name], value) for name, value in new.items()}}
 
 
-def save(path: Any, content: Mapping[str, Any]) -> None:
-    """Writes nested dictionaries of arrays as .pt or .safetensors."""
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        torch = _files.needed("torch", f"Writing {path.name}", "torch")
-        with _files.replacing(path) as temporary:
-            torch.save(_as_tensors(torch, content), temporary)
-        return
-    numpy = _files.needed(
-        "safetensors.numpy", f"Writing {path.name}", "'rmsprop-jax[convert]'"
-    )
-    arrays, metadata = {}, {}
-    for key, value in _flat(content):
-        if key == _SORTED:
-            continue
-        if key.rpartition(".")[2] == "param_groups":
-            metadata["param_groups"] = json.dumps(value)
-        elif hasattr(value, "shape") or not key.count("."):
-            if hasattr(value, "shape"):
-                arrays[key] = np.array(_array(value), order="C")  # contiguous
-            else:
-                metadata[key] = json.dumps(value)
-        else:
-            arrays[key] = np.asarray(value)
-    with _files.replacing(path) as temporary:
-        numpy.save_file(arrays, temporary, metadata)
+def _as(old: Any, value: np.ndarray) -> Any:
+    """Returns an array in the dtype of the tensor or the array that it replaces."""
+    if hasattr(old, "new_tensor"):
+        is_narrow = value.dtype.itemsize == 2  # bfloat16 is not one of torch's here
+        return old.new_tensor(value.astype(np.float32) if is_narrow else value)
+    return np.asarray(value, old.dtype)
 
 
-def dequantised(state: Mapping[str, Any]) -> np.ndarray:
-    """Returns the value of bitsandbytes' 8-bit state: code, map and scale per block."""
-    codes, scales = _array(state["state1"]), _array(state["absmax1"])
-    values = _array(state["qmap1"])[codes.ravel()]
-    values *= np.repeat(scales, BLOCK)[: values.size]
-    return values.reshape(codes.shape)
+def _memory(tensor: Any) -> Any:
+    """Returns what two tensors that are one have in common."""
+    is_tensor = hasattr(tensor, "data_ptr")
+    return (tensor.data_ptr(), tensor.shape) if is_tensor else id(tensor)
 
 
-def quantised(value: np.ndarray, qmap: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the nearest codes of bitsandbytes' 8-bit state, as it rounds."""
-    flat = np.asarray(value, np.float32).ravel()
-    blocks = range(0, flat.size, BLOCK)
-    scales = np.array([np.abs(flat[i : i + BLOCK]).max() for i in blocks], np.float32)
-    safe = np.where(scales > 0, scales, 1)
-    scaled = flat / np.repeat(safe, BLOCK)[: flat.size]
-    middles = (qmap[1:] + qmap[:-1]) / 2
-    codes = np.searchsorted(middles, scaled).astype(np.uint8)
-    return {"state1": codes.reshape(value.shape), "qmap1": qmap, "absmax1": scales}
+def _dialect_of(group: Mapping[str, Any], framework: str | None) -> str:
+    """Returns the dialect that a group's hyperparameters show, or that was said.
 
-
-def _dialect_of(group: Mapping[str, Any]) -> str:
+    Raises:
+      ValueError: if they are no RMSProp's, show another one, or two.
+    """
     if "betas" in group:
-        return "bitsandbytes"
-    if "decoupled_decay" in group:
-        return "timm"
-    if "alpha" not in group:
+        if len(group["betas"]) != 2 or "amsgrad" in group:
+            raise ValueError(
+                f"This is not RMSProp: its groups have {', '.join(group)}."
+            )
+        shown = "bitsandbytes"
+    elif "alpha" not in group:
         raise ValueError(
             f"This is not RMSProp: its groups have {', '.join(group)}, and no alpha."
         )
-    if "foreach" in group:
-        return "torch"
-    raise ValueError(
-        "This is from Stable-Baselines3, or from torch before 1.12; their files look "
-        'the same, and the rules differ: pass framework="sb3" or framework="torch".'
-    )
+    elif "decoupled_decay" in group:
+        shown = "timm"
+    elif "foreach" in group:
+        shown = "torch"
+    elif framework in ("sb3", "torch"):
+        shown = framework
+    else:
+        raise ValueError(
+            "This is from Stable-Baselines3, or from torch before 1.12; their files "
+            'look the same, and the rules differ: pass framework="sb3" or '
+            'framework="torch".'
+        )
+    if framework not in (None, shown):
+        raise ValueError(
+            f"`framework` is {framework!r}, and the file is of {shown!r}: load it as "
+            "that; `translate` goes from one dialect to another."
+        )
+    return shown
 
 
 def _hyperparameters(dialect: str, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,7 +206,7 @@ def _hyperparameters(dialect: str, group: Mapping[str, Any]) -> dict[str, Any]:
         group["alpha"], group["momentum"] = group.pop("betas")
     accepted = inspect.signature(dialects.DIALECTS[dialect]).parameters
     found = {name: value for name, value in group.items() if name in accepted}
-    return {k: _array(v).item() if hasattr(v, "shape") else v for k, v in found.items()}
+    return {k: array(v).item() if hasattr(v, "shape") else v for k, v in found.items()}
 
 
 def _to_group(
@@ -232,9 +223,7 @@ def _to_group(
         if parameter.kind is not parameter.VAR_KEYWORD
         if whole or name in hyperparameters
     }
-    for name, value in group.items():
-        now: Any = value(record.step) if callable(value) else value
-        group[name] = float(now) if callable(value) else now
+    group = {name: present(value, record, name) for name, value in group.items()}
     if record.dialect == "bitsandbytes":
         given = {"alpha": 0.99, "momentum": 0, **group}
         group = {k: group[k] for k in ("lr", "eps", "weight_decay") if k in group}
@@ -247,23 +236,28 @@ def _to_group(
 def _entry(state: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arrays of one parameter by slot."""
     state = {**state, **state.get(_QUANTISED, {})}
-    if "state1" in state:
-        codes = _array(state["state1"])
-        return {"nu": dequantised(state) if codes.dtype == np.uint8 else codes}
+    if "state1" in state and "state2" not in state:
+        codes = array(state["state1"])
+        return {
+            "nu": _bitsandbytes.dequantised(state) if codes.dtype == np.uint8 else codes
+        }
     if "square_avg" not in state:
         raise ValueError(f"This is not RMSProp's state: it has {', '.join(state)}.")
-    return {slot: _array(state[key]) for slot, key in _KEYS.items() if key in state}
+    return {slot: array(state[key]) for slot, key in _KEYS.items() if key in state}
 
 
 def _to_entry(
     record: Record, slots: Slots, before: Mapping[str, Any]
 ) -> dict[str, Any]:
-    step = record.step
+    step = record.step or 0
     if record.dialect == "bitsandbytes":
         old = {**before, **before.get(_QUANTISED, {})}
         entry: dict[str, Any] = {"state1": slots.nu}
         if "qmap1" in old:
-            entry = quantised(slots.nu, _array(old["qmap1"]))
+            block = _bitsandbytes.block_of(
+                np.size(slots.nu), np.size(array(old["absmax1"]))
+            )
+            entry = _bitsandbytes.quantised(slots.nu, array(old["qmap1"]), block)
         return {"step": step, _QUANTISED: entry}
     counted = step if record.dialect == "sb3" else np.asarray(step, np.float32)
     values = {_KEYS[slot]: getattr(slots, slot) for slot in _KEYS}
@@ -315,29 +309,3 @@ def _names(
                 f"{shape} and that parameter {known.shape}: is the order another one?"
             )
     return dict(zip(numbers, names, strict=True))
-
-
-def _array(value: Any) -> np.ndarray:
-    """Returns a tensor, an array or a number as an array, without importing torch."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":
-            value = value.float()
-        value = value.numpy()
-    return np.array(value)
-
-
-def _flat(content: Mapping[Any, Any], start: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{start}{key}.")
-        else:
-            yield f"{start}{key}", value
-
-
-def _as_tensors(torch: Any, content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {key: _as_tensors(torch, value) for key, value in content.items()}
-    if isinstance(content, np.ndarray | np.generic):
-        return torch.from_numpy(np.array(content))
-    return content

@@ -1,17 +1,18 @@
 """`rmsprop-jax convert`: an optimizer's state from one file to another."""
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import rich.console
+import rich.markup
 import rich.table
 
-from . import _api, _files, _ours
+from . import _api, _files, _optax, _ours, _sources
 from ._names import Place, from_tree, same, to_tree
 from ._record import Record, names_of
 
@@ -66,6 +67,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="hyperparameters that the source lacks, or others",
     )
+    add(
+        "--channels-first",
+        metavar="PATH=C,H,W",
+        nargs="+",
+        default=[],
+        help="a Dense kernel of yours whose input torch flattens from an image",
+    )
+    add("--step", type=int, metavar="N", help="how many updates were done, if unsaid")
     add("--like", metavar="FILE", help="a file of the framework to put the state into")
     add("--quiet", action="store_true", help="print nothing")
 
@@ -74,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit status."""
     try:
         record, places = _convert(arguments)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, TypeError, NotImplementedError, OSError, ImportError) as error:
         print(f"rmsprop-jax convert: error: {error}", file=sys.stderr)
         return 2
     if not arguments.quiet:
@@ -84,74 +93,84 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _convert(arguments: argparse.Namespace) -> tuple[Record, list[tuple[str, Place]]]:
     rename = dict(_pairs("--rename", arguments.rename))
+    images = {
+        path: tuple(int(size) for size in sizes.split(","))
+        for path, sizes in _pairs("--channels-first", arguments.channels_first)
+    }
     given = {k: _number(v) for k, v in _pairs("--set", arguments.set)}
-    record = _api.read(arguments.source, arguments.framework, arguments.names)
-    rule = _api.default_rule(record.dialect, rename)
+    target = Path(arguments.target)
+    record = _sources.read(
+        arguments.source, arguments.framework, arguments.names, given
+    )
+    if arguments.step is not None:
+        record = record._replace(step=arguments.step)
     is_ours = record.is_ours
     places = [(name, Place(name)) for name in record.slots]
+    rule = _sources.default_rule(record.dialect, rename, images)
     if arguments.params:
-        if is_ours:
-            rule = same(rename)
-        record, places = to_tree(record, _shapes(arguments.params), rule)
-    record = _api.completed(record, given)
+        to_ours = same(rename) if is_ours else rule
+        record, places = to_tree(record, _shapes(arguments.params), to_ours)
+    record = _api.checked(_api.completed(record, given))
+    record = record._replace(is_ours=is_ours or bool(arguments.params))
     if arguments.like is None:
-        if Path(arguments.target).suffix != ".safetensors":
+        if target.suffix != ".safetensors":
             raise ValueError(
-                f"{arguments.target} is a framework's file: pass --like, a file of the "
-                "same run to put the state into; or write a .safetensors."
+                f"{target} is a framework's file: pass --like, a file of the same run "
+                "to put the state into; or write a .safetensors."
             )
-        _ours.save(arguments.target, record)
+        _ours.save(target, record)
         return record, places
-    content = _api.content_of(arguments.like, record.dialect)
-    old = _api.module_of(record.dialect).read(content, record.dialect)
+    module = _sources.module_of(record.dialect)
+    _sources.check_suffix(target, record.dialect)
+    content = _sources.content_of(arguments.like, record.dialect)
+    old = _sources.read(content, record.dialect, None, given)
     names = [name for group in old.groups for name in group.names]
-    if is_ours or arguments.params:
-        tree = {name: slots.nu for name, slots in record.slots.items()}
-        places = [(path, rule(path, leaf.shape, names)) for path, leaf in tree.items()]
-        record = from_tree(record, tree, rule, names)
-    module = _api.module_of(record.dialect)
-    module.save(arguments.target, module.to_dict(record, content))
+    back = rule if record.is_ours else (lambda path, shape, names: Place(path))
+    tree = {name: slots.nu for name, slots in record.slots.items()}
+    record = from_tree(record, tree, back, names, old.weights)
+    places = [(path, back(path, leaf.shape, names)) for path, leaf in tree.items()]
+    module.save(target, module.to_dict(record, content))
     return record, places
 
 
 def _show(record: Record, places: list[tuple[str, Place]], target: str) -> None:
     console = rich.console.Console()
-    table = rich.table.Table(title=f"{record.dialect}, step {record.step}")
+    step = "unknown" if record.step is None else record.step
+    table = rich.table.Table(title=f"{record.dialect}, step {step}")
     for head in ("parameter", "in the framework", "shape", "accumulators"):
         table.add_column(head, overflow="fold")
     for path, place in places:
-        slots = record.slots.get(path) or record.slots[place.name]
+        slots = record.slots.get(place.name) or record.slots[path]
         kept = [name for name, value in slots._asdict().items() if value is not None]
-        table.add_row(path, str(place), str(slots.nu.shape), ", ".join(kept))
+        words = (path, str(place), str(slots.nu.shape), ", ".join(kept))
+        table.add_row(*map(rich.markup.escape, words))
     console.print(table)
     for group in record.groups:
         values = group.hyperparameters.items()
         shown = ", ".join(f"{name}={value}" for name, value in values)
-        console.print(f"hyperparameters: {shown}", highlight=False)
-    console.print(f"written: {target}", highlight=False)
+        console.print(f"hyperparameters: {shown}", highlight=False, markup=False)
+    console.print(f"written: {target}", highlight=False, markup=False)
 
 
 def _shapes(path: str) -> dict[str, Any]:
     """Returns the shapes in a file of parameters, by path."""
-    if path.endswith(".safetensors"):
-        numpy = _files.needed(
-            "safetensors.numpy", f"Reading {path}", "'rmsprop-jax[convert]'"
-        )
-        tree: Any = numpy.load_file(path)
-    elif path.endswith(".npz"):
-        with np.load(path, allow_pickle=False) as file:
-            tree = {key: file[key] for key in file.files}
-    else:
-        import flax.serialization
-
-        tree = flax.serialization.msgpack_restore(Path(path).read_bytes())
-    leaves = names_of(tree).items()
+    with _files.reading(path):
+        tree = _leaves_in(path)
     return {
         name.replace(".", "/") if path.endswith(".safetensors") else name: (
             jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         )
-        for name, leaf in leaves
+        for name, leaf in names_of(tree).items()
     }
+
+
+def _leaves_in(path: str) -> Any:
+    if path.endswith(".safetensors"):
+        numpy = _files.needed(
+            "safetensors.numpy", f"Reading {path}", "'rmsprop-jax[convert]'"
+        )
+        return numpy.load_file(path)
+    return _optax.load(path)
 
 
 def _pairs(option: str, words: list[str]) -> list[tuple[str, str]]:
@@ -162,7 +181,9 @@ def _pairs(option: str, words: list[str]) -> list[tuple[str, str]]:
 
 
 def _number(text: str) -> Any:
-    try:
-        return json.loads(text.lower() if text in ("True", "False", "None") else text)
-    except ValueError:
-        return None if text == "None" else text
+    if text == "None":
+        return None
+    for read in (json.loads, float):
+        with contextlib.suppress(ValueError):
+            return read(text.lower() if text in ("True", "False") else text)
+    return text
