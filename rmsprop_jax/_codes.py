@@ -98,11 +98,10 @@ def encoded(value: jax.Array, below: Any, form: Format, old: Any = None) -> jax.
     """
     pattern = jax.lax.bitcast_convert_type(value, jnp.uint32) + below
     code = (pattern >> shift(form.dtype)).astype(jnp.int32) - _offset(form.dtype, form)
-    keeps = old is not None and form.dtype == jnp.uint8
-    kept = (jnp.isnan(value), old) if keeps else ()
+    if old is not None and form.dtype == jnp.uint8:
+        code = jnp.where(jnp.isnan(value), old.astype(jnp.int32), code)
     return jax.lax.platform_dependent(
         code,
-        *kept,
         tpu=partial(_narrowed_as_float, form.dtype),
         default=partial(_narrowed, form.dtype),
     )
@@ -122,15 +121,13 @@ def _offset(dtype: Any, form: Format) -> int:
     return 0 if jnp.dtype(dtype) == jnp.uint16 else 4 * (form.lowest + _BIAS)
 
 
-def _narrowed(dtype: Any, code: jax.Array, *kept: jax.Array) -> jax.Array:
-    """Returns codes in a dtype, clipped to it, or where `kept` says so the old ones."""
-    narrow = jnp.clip(code, 0, int(jnp.iinfo(dtype).max)).astype(dtype)
-    return jnp.where(kept[0], kept[1], narrow) if kept else narrow
+def _narrowed(dtype: Any, code: jax.Array) -> jax.Array:
+    """Returns codes in a dtype, clipped to it."""
+    return jnp.clip(code, 0, int(jnp.iinfo(dtype).max)).astype(dtype)
 
 
-def _narrowed_as_float(dtype: Any, code: jax.Array, *kept: jax.Array) -> jax.Array:
+def _narrowed_as_float(dtype: Any, code: jax.Array) -> jax.Array:
     """The same; but of this XLA makes one kernel on TPUs, of integers two."""
-    narrow = jnp.clip(code.astype(jnp.float32), 0, float(jnp.iinfo(dtype).max))
-    if kept:
-        narrow = jnp.where(kept[0], kept[1].astype(jnp.float32), narrow)
-    return narrow.astype(dtype)
+    return jnp.clip(code.astype(jnp.float32), 0, float(jnp.iinfo(dtype).max)).astype(
+        dtype
+    )

@@ -68,7 +68,8 @@ def source(
 def to_bfloat16(value: jax.Array, bits: jax.Array) -> jax.Array:
     """Rounds float32 to bfloat16 without bias; what is not finite stays as it is."""
     pattern = jax.lax.bitcast_convert_type(value, jnp.uint32)
-    pattern += jnp.where(jnp.isfinite(value), bits >> 16, jnp.uint32(0))
+    # Infinity has no bits below to carry from.
+    pattern += jnp.where(jnp.isnan(value), jnp.uint32(0), bits >> 16)
     top = (pattern >> 16).astype(jnp.uint16)
     return jax.lax.bitcast_convert_type(top, jnp.bfloat16)
 

@@ -131,11 +131,18 @@ def read(stored: Any, dtype: Any, form: Format = _codes.DEFAULT) -> jax.Array:
     Infinity, which is what too large a value was stored as, reads as the largest
     number: an infinite average would stay so for ever, and inf - inf is NaN.
     """
-    if _codes.is_code(stored.dtype):
-        stored = decode(stored, form)
     most = float(jnp.finfo(dtype).max)
-    value = stored.astype(_leaves.like(stored, dtype))
-    return _leaves.on_parts(lambda x: jnp.clip(x, -most, most), value)
+
+    def finite(x: jax.Array) -> jax.Array:  # jnp.clip is four times the work on CPUs
+        x = jnp.where(x > most, most, x)
+        return x if is_code else jnp.where(x < -most, -most, x)
+
+    is_code = _codes.is_code(stored.dtype)
+    value = decode(stored, form) if is_code else stored
+    value = value.astype(_leaves.like(stored, dtype))
+    if stored.dtype == jnp.uint8:  # which has no infinity
+        return value
+    return _leaves.on_parts(finite, value)
 
 
 def sizes(state: Any) -> dict[str, int]:
