@@ -85,8 +85,12 @@ def cautious(
     """Leaves out the steps of `inner` that are not along `sign` times the gradient."""
 
     def along(step: jax.Array, g: jax.Array) -> jax.Array:
-        agrees = sign * jnp.real(step * jnp.conj(g)) > 0
-        mask = agrees.astype(jnp.finfo(step.dtype).dtype)
+        info = jnp.finfo(step.dtype)
+        # The product is more than 0 where it is at least the smallest subnormal number,
+        # as in timm; scaled to the normal ones, because XLA may flush the others to 0.
+        scaled = step * jnp.asarray(2 / info.eps, step.dtype)
+        agrees = sign * jnp.real(scaled * jnp.conj(g)) > info.tiny
+        mask = agrees.astype(info.dtype)
         scale = mask / jnp.maximum(jnp.mean(mask), 1e-3)
         return _leaves.on_parts(lambda part: part * scale, step)
 

@@ -87,8 +87,8 @@ def rmsprop(
     Returns:
       An `optax.GradientTransformationExtraArgs`; its updates are for
       `optax.apply_updates` and have the gradients' dtypes. Its state is a tuple, with
-      the `ScaleByRmsState` first (second after a coupled weight decay; those of the
-      RMS, the learning rate and the momentum in a tuple of their own if `cautious`).
+      the `ScaleByRmsState` first (second after a coupled weight decay; all up to the
+      momentum's in a tuple of their own if `cautious`).
 
     Raises:
       ValueError: for a number out of its range, arguments that exclude each other,
@@ -136,13 +136,15 @@ def rmsprop(
     chain: list[Any] = [rms, _chain.scale(learning_rate, -1)]
     buffer = _chain.momentum(momentum, nesterov, accumulator_dtype)
     _checks.flag("learning_rate_in_momentum", learning_rate_in_momentum)
-    chain.insert(2 if learning_rate_in_momentum else 1, buffer)
+    before_buffer = 2 if learning_rate_in_momentum else 1
+    chain.insert(before_buffer, buffer)
     _checks.flag("cautious", cautious)
     if cautious and momentum is None:
         raise ValueError("`cautious` needs `momentum`, which is None.")
     if cautious:
-        sign = 1 if learning_rate is None else -1
-        chain = [_chain.cautious(optax.chain(*chain), sign)]
+        steps = learning_rate_in_momentum and learning_rate is not None
+        inner, after = chain[: before_buffer + 1], chain[before_buffer + 1 :]
+        chain = [_chain.cautious(optax.chain(*inner), -1 if steps else 1), *after]
     rate = _weight_decay_rate(learning_rate, weight_decay, weight_decay_mode)
     if rate is not None:
         coupled = weight_decay_mode == "coupled"

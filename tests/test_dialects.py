@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from rmsprop_jax import decay, dialects, rmsprop, scale_by_rms
+from rmsprop_jax.dialects._dialect import as_float32
 from table import assert_close, x64
 
 # As the frameworks document them, without the parameters themselves.
@@ -95,10 +96,10 @@ def test_the_papers_equations():
 @pytest.mark.promotion
 def test_optax_s_bias_correction_of_an_initial_value_is_reproduced():
     grads = jax.random.normal(jax.random.key(0), (20, 3))
-    for centered in (False, True):
+    for centered, initial_scale in ((False, 0.7), (True, 0.7), (True, 0.0)):
         options = {
-            "decay": 0.9, "initial_scale": 0.7, "bias_correction": True, "eps": 1e-3,
-            "centered": centered, "momentum": 0.5,
+            "decay": 0.9, "initial_scale": initial_scale, "bias_correction": True,
+            "eps": 0.1, "centered": centered, "momentum": 0.5,
         }  # fmt: skip
         paths = []
         for make in (dialects.optax, optax.rmsprop, rmsprop):
@@ -127,6 +128,26 @@ def test_decay_can_be_rounded_before_one_minus_it_is_taken():
     for weights in (decay.Weights(1.5), decay.Weights(0.5, 1.5)):
         with pytest.raises(ValueError, match=r"`decay\(0\)` must be in \[0, 1\)"):
             scale_by_rms(lambda count, w=weights: w)
+
+
+@pytest.mark.parametrize("rho", [0.0123, lambda count: 0.0123], ids=["", "schedule"])
+def test_what_is_rounded_to_float32_first(rho):
+    kept = float(np.float32(0.0123))
+    makers = {
+        "tf1": partial(dialects.tf1, 0.1, decay=as_float32(rho)),
+        "tf_keras": partial(dialects.tf_keras, rho=rho),
+        "tf_keras with momentum": partial(dialects.tf_keras, rho=rho, momentum=0.5),
+        "paddle": partial(dialects.paddle, 0.1, rho=rho),
+    }
+    with x64("float64"):
+        g = jnp.asarray(3.0, jnp.float64)
+        for name, make in makers.items():
+            tx, nu = make(), float(name == "tf1")
+            state = tx.init(g)
+            for _ in range(3):
+                _, state = tx.update(g, state)
+                nu = kept * nu + (1 - kept) * 9
+                np.testing.assert_allclose(state[0].nu, nu, rtol=1e-15, err_msg=name)
 
 
 REFUSED = {
@@ -184,7 +205,12 @@ REFUSED = {
     "two clippings": (
         lambda: dialects.keras(clipnorm=1.0, clipvalue=1.0),
         ValueError,
-        "`clipnorm` and `clipvalue`",
+        "one of `clipvalue` and `clipnorm`",
+    ),
+    "two clippings of norms in old Keras": (
+        lambda: dialects.tf_keras(clipnorm=1.0, clipvalue=1.0, global_clipnorm=1.0),
+        ValueError,
+        "one of `clipnorm` and `global_clipnorm`",
     ),
     "a negative clipping": (
         lambda: dialects.keras(clipnorm=-1.0),
@@ -215,6 +241,21 @@ REFUSED = {
         lambda: dialects.torch(alpha=1.5),
         ValueError,
         r"`alpha` must be in \[0, 1\), got 1.5",
+    ),
+    "TF1's decay out of range": (
+        lambda: dialects.tf1(0.1, decay=1.5),
+        ValueError,
+        r"`decay` must be in \[0, 1\), got 1.5",
+    ),
+    "Paddle's rho out of range": (
+        lambda: dialects.paddle(0.1, rho=1.5),
+        ValueError,
+        r"`rho` must be in \[0, 1\), got 1.5",
+    ),
+    "a scheduled rho of old Keras out of range": (
+        lambda: dialects.tf_keras(rho=lambda count: 1.5),
+        ValueError,
+        r"`rho\(0\)` must be in \[0, 1\), got 1.5",
     ),
     "a scheduled rho out of range": (
         lambda: dialects.keras(rho=lambda count: 1.5),
@@ -320,6 +361,27 @@ def test_keras_clips_first():
         jax.tree.map(close, found, expected, is_leaf=lambda x: isinstance(x, list))
 
 
+def test_old_keras_clips_elements_before_norms():
+    grads = {"a": jnp.asarray([3.0, 4.0]), "b": jnp.asarray([0.3, -0.4])}
+    zeros = jax.tree.map(jnp.zeros_like, grads)
+    clipped = {"a": jnp.asarray([1.0, 1.0]), "b": jnp.asarray([0.3, -0.4])}
+    for norm in ("clipnorm", "global_clipnorm"):
+        both = dialects.tf_keras(clipvalue=1.0, **{norm: 0.45})
+        one = dialects.tf_keras(**{norm: 0.45})
+        _, expected = one.update(clipped, one.init(zeros), zeros)
+        _, state = both.update(grads, both.init(zeros), zeros)
+        assert_close(state[1], expected[1], 1e-6)
+        assert float(jnp.sum(state[1][0].nu["a"])) < 0.1 * 0.45**2 * 1.001
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_old_keras_takes_no_epsilon_for_its_default(momentum):
+    expected = first_step(dialects.tf_keras(epsilon=1e-7, momentum=momentum), 1e-5)
+    for epsilon in (0, 0.0, None):
+        tx = dialects.tf_keras(epsilon=epsilon, momentum=momentum)
+        assert first_step(tx, 1e-5) == expected
+
+
 def test_old_keras_learning_rates():
     params = jnp.ones(1)
     paths = {}
@@ -334,6 +396,12 @@ def test_old_keras_learning_rates():
             paths[name].append(float(updates[0]))
     np.testing.assert_allclose(paths["decay"], paths["schedule"], rtol=1e-6)
     assert paths["decay"][3] > paths["decay"][1]
+    with x64("float64"):
+        tx, params = dialects.tf_keras(0.5, rho=0.0, decay=0.1), jnp.ones(1, float)
+        _, state = tx.update(params, tx.init(params), params)
+        updates, _ = tx.update(params, state, params)
+        rate = 0.5 / (1 + float(np.float32(0.1)))
+        np.testing.assert_allclose(updates, -rate / (1 + 1e-7), rtol=1e-15)
 
 
 def test_weight_decay_of_timm_in_its_three_kinds():
@@ -364,6 +432,29 @@ def test_caution_needs_agreement_of_momentum_and_gradient():
     assert mask.tolist() == [False, True, False, True]
     np.testing.assert_allclose(updates, np.where(mask, 2 * expected, 0), rtol=1e-6)
     assert_close(state[0][2].trace, reference[2].trace, 1e-6)
+
+
+@pytest.mark.parametrize("in_momentum", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "small", "smaller"),
+    [("float32", 2e-21, 1e-23), ("float64", 1e-161, 1e-163)],
+)
+def test_caution_leaves_out_what_underflows_in_timm(dtype, small, smaller, in_momentum):
+    # timm has `buffer * gradient > 0`: a product of 1e-42 is subnormal, of 1e-46 zero
+    def step(g):
+        tx = dialects.timm(
+            0.5 if in_momentum else 1e-3,
+            momentum=0.9,
+            caution=True,
+            lr_in_momentum=in_momentum,
+        )
+        with x64(dtype):
+            g = jnp.full(3, g, dtype)
+            updates, _ = tx.update(g, tx.init(g), g)
+            return np.asarray(updates) / np.asarray(g)
+
+    assert (step(small) < 0).all()
+    assert (step(smaller) == 0).all()
 
 
 def test_the_documentation_s_table_is_what_the_dialects_do():

@@ -27,9 +27,9 @@ ARGUMENTS = {  # that are drawn
     "paddle": f"{KERAS} weight_decay",  # before TensorFlow: see below
     "tf1": "learning_rate decay epsilon momentum centered",
     "keras": f"{KERAS} weight_decay clipping",
-    "tf_keras_legacy": f"{KERAS} clipping",
+    "tf_keras_legacy": f"{KERAS} clipping clipvalue decay_of_rate",
     "optax": "learning_rate decay eps momentum centered initial_scale eps_in_sqrt "
-    "nesterov",
+    "nesterov bias_correction",
     "jax_example": "step_size gamma eps momentum",
 }
 PACKAGES = {
@@ -45,6 +45,7 @@ PACKAGES = {
     "optax": ["optax"],
     "jax_example": ["jax"],
 }
+DECAYS = "alpha", "rho", "decay", "gamma"  # what frameworks call the decay
 FLOAT32_ONLY = "bnb32", "mlx"
 STEPS = 25
 
@@ -53,15 +54,18 @@ def draw_argument(name, rng):
     """A value that a run may have, or None for the framework's default."""
     if name in RATES:
         return 10 ** rng.uniform(-4, -1.5)
-    if name != "decay" and rng.random() < 0.4:  # TF1 rounds its own default to float32
+    if rng.random() < 0.4:
         return None
-    if name in ("alpha", "rho", "decay", "gamma"):
-        return 1 - 10 ** rng.uniform(-3, -0.3)
+    if name in DECAYS:
+        near_one = rng.random() < 0.5
+        return 1 - 10 ** rng.uniform(-3, -0.3) if near_one else rng.uniform(0.02, 1)
     if name in ("eps", "epsilon"):
         return 10 ** rng.uniform(-10, -2)
     if name == "momentum":
         return rng.uniform(0.05, 0.98)
-    if name in ("weight_decay", "initial_scale"):
+    if name == "clipvalue":
+        return 10 ** rng.uniform(-2, 1)
+    if name in ("weight_decay", "initial_scale", "decay_of_rate"):
         return 10 ** rng.uniform(-4, -0.5)
     return bool(rng.random() < 0.6)
 
@@ -80,6 +84,8 @@ def draw_options(names, rng):
         options[str(name)] = value
     if not options.get("momentum"):
         options.pop("nesterov", None)
+    if options.get("centered"):  # Optax's first variance is then its rounding error
+        options.pop("bias_correction", None)
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -103,23 +109,34 @@ def draw_rates(peak, rng):
     return falling if kind == "decay" else np.minimum(falling, falling[::-1])
 
 
-def side_by_side(framework, options, rates, params, grads):
-    """The paths of a framework and of its dialect."""
-    dtype = params.dtype.name
-    runner, ours, floats = record.RUNNERS[framework], dict(options), False
-    if framework == "keras":
-        runner, ours["backend"] = record.keras, KERAS_BACKEND
+def both(framework, options, rates):
+    """Functions from parameters and gradients to the path: a framework's, a dialect's.
+
+    Keras may run on JAX, so both need its 64-bit mode.
+    """
+    options, runner, own = dict(options), record.RUNNERS[framework], {}
+    if "decay_of_rate" in options:
+        options["decay"] = options.pop("decay_of_rate")
+    floats = framework == "tf1" and rates is not None  # as good as a random choice
     if framework == "tf1":
-        floats = rates is not None  # as good as a random choice
+        options = {"decay": 0.9, "epsilon": 1e-10} | options  # its defaults are floats
         runner = functools.partial(record.tf1, hyper_as_python_float=floats)
+    if framework == "keras":
+        runner, own = record.keras, {"backend": KERAS_BACKEND}
     if options.get("corrected_weight_decay"):
-        ours["max_lr_snapshot"] = options["lr"]
+        own = {"max_lr_snapshot": options["lr"]}
     leafwise = "caution" in options or "clipnorm" in options
-    with x64(dtype):  # Keras may run on JAX
-        theirs, _ = record.run(runner, options, params, grads, rates)
-        tx = transformation(framework, ours, rates, floats)
-        path, _, _ = replay(tx, params, grads, leafwise)
-    return theirs, path
+
+    def theirs(params, grads):
+        with x64(params.dtype.name):
+            return record.run(runner, options, params, grads, rates)[0]
+
+    def ours(params, grads):
+        with x64(params.dtype.name):
+            tx = transformation(framework, options | own, rates, floats)
+            return replay(tx, params, grads, leafwise)[0]
+
+    return theirs, ours
 
 
 @pytest.fixture
@@ -150,10 +167,18 @@ def test_dialect_takes_the_steps_of_the_framework(framework, dtype, seed):
     (peak,) = (options[name] for name in RATES if name in options)
     rates = draw_rates(peak, rng)
     params, grads = draw_stream(dtype, rng)
-    theirs, ours = side_by_side(framework, options, rates, params, grads)
-    assert ours.dtype == theirs.dtype == dtype
-    assert not np.array_equal(theirs[0], theirs[-1])
-    assert record.relative_error(ours, theirs) <= TOLERANCE[dtype], (options, rates)
+    theirs, ours = both(framework, options, rates)
+    expected, actual = theirs(params, grads), ours(params, grads)
+    assert actual.dtype == expected.dtype == dtype
+    assert not np.array_equal(expected[0], expected[-1])
+    error, allowed = record.relative_error(actual, expected), TOLERANCE[dtype]
+    if dtype == "float32" and error > allowed:
+        # Some runs magnify rounding: E[g²] − m² and 1 − decayᵗ cancel, weight decay may
+        # outweigh the gradients. How much, float64 shows.
+        runner = ours if framework in FLOAT32_ONLY else theirs
+        exact = runner(params.astype(float), grads.astype(float))
+        allowed = 4 * record.relative_error(expected, exact)
+    assert error <= allowed, (options, rates)
 
 
 def test_every_framework_is_compared():

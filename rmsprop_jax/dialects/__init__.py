@@ -6,6 +6,11 @@ transformation that takes the same steps. Each is a specialisation of
 `accumulator_dtype` and `weight_decay_mask` by keyword too. A learning rate may be an
 Optax schedule everywhere. The dtypes of state and arithmetic are ours (float32 or
 wider), and complex parameters use |g|², where torch takes their parts one by one.
+
+Where a framework divides by zero, as for a gradient of zero with ε = 0, the update is 0
+and not NaN. Centred with a decay of 0 there is no variance: frameworks divide by ε
+alone or by rounding errors then, and a dialect takes g² for it. In JAX's 64-bit mode
+learning rates are float64; those of Keras have its `floatx`, so float32 by default.
 """
 
 from . import _documentation

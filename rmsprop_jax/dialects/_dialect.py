@@ -92,7 +92,7 @@ def as_float32(value: Any) -> Any:
         return lambda count: as_float32(value(count))
     if isinstance(value, jax.Array):
         return value.astype(np.float32)
-    return np.float32(value) if isinstance(value, int | float) else value
+    return np.float32(value) if isinstance(value, int | float | np.ndarray) else value
 
 
 def _in_native_names(message: str, own: Mapping[str, Any]) -> str:

@@ -73,9 +73,11 @@ def optax(
 
     {equation}
 
-    The difference: with `bias_correction` Optax divides the initial value by 1 − decayᵗ
-    like the gradients, so what is left of it at step t is decayᵗ·initial_scale /
-    (1 − decayᵗ); `rmsprop` leaves out the initial value.
+    The differences: with `bias_correction` Optax divides the initial value by
+    1 − decayᵗ like the gradients, so what is left of it at step t is
+    decayᵗ·initial_scale / (1 − decayᵗ); `rmsprop` leaves out the initial value. Where
+    centred, the variance of the first gradient is then 0 and the first step g / √eps,
+    but for Optax's rounding, which may make it NaN; `rmsprop` takes g² for it.
 
     Args:
       learning_rate: a number or an Optax schedule.
@@ -113,7 +115,7 @@ def optax(
         bias_correction=bias_correction,
         **options,
     )
-    if bias_correction and not is_zero(initial_scale):
+    if bias_correction and (centered or not is_zero(initial_scale)):
         rho = debiased(decay)
 
         def weights(count: Any) -> Weights:

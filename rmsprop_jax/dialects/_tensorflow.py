@@ -8,7 +8,7 @@ import optax
 from jax.core import Tracer
 
 from .. import _checks
-from ..decay import Weights
+from ..decay import Schedule, Weights
 from ._dialect import Options, as_float32, dialect, is_zero, unless_zero
 
 Rate = optax.ScalarOrSchedule
@@ -61,7 +61,7 @@ def tf1(
     del use_locking, name
     return dict(
         learning_rate=learning_rate,
-        decay=lambda count: Weights(keep=decay),
+        decay=_rounded_first("decay", decay),
         eps=epsilon,
         initial_scale=1.0,
         centered=centered,
@@ -145,7 +145,7 @@ def keras(
         )
     rate = weight_decay if weight_decay is None else unless_zero(weight_decay)
     return dict(
-        before=_clipping(clipnorm, clipvalue, global_clipnorm),
+        before=_clipping(clipvalue, clipnorm, global_clipnorm, alone=True),
         learning_rate=learning_rate,
         decay=rho,
         eps=epsilon,
@@ -168,7 +168,7 @@ def tf_keras(
     learning_rate: Rate = 0.001,
     rho: float = 0.9,
     momentum: float = 0.0,
-    epsilon: float = 1e-7,
+    epsilon: float | None = 1e-7,
     centered: bool = False,
     name: str = "RMSprop",
     *,
@@ -183,18 +183,20 @@ def tf_keras(
 
     {equation}
 
-    The learning rate, rho and momentum are rounded to float32, also in float64.
+    The learning rate, its decay, rho and momentum are rounded to float32, also in
+    float64.
 
     Args:
       learning_rate: a number or an Optax schedule.
       rho: the decay of the average, in [0, 1).
       momentum: in [0, 1]; 0 keeps no buffer. It must not be traced, because the place
         of epsilon depends on it.
-      epsilon: at least 0, in units of the gradient, or with momentum of its square.
+      epsilon: at least 0, in units of the gradient, or with momentum of its square; 0
+        and None stand for 1e-7.
       centered: whether to subtract the squared mean.
       name: no effect here.
-      clipnorm, clipvalue, global_clipnorm: clip each gradient's norm, its elements, or
-        the norm of all gradients first; one of them at most.
+      clipnorm, clipvalue, global_clipnorm: clip the elements of the gradients first,
+        then each gradient's norm or that of all gradients, but not both norms.
       lr: the old name of learning_rate.
       decay: that of the learning rate, which is divided by 1 + decay·step; at least 0.
       {shared}
@@ -225,10 +227,10 @@ def tf_keras(
     _checks.number("decay", decay, "finite and at least 0")
     rate = as_float32(learning_rate if lr is None else lr)
     return dict(
-        before=_clipping(clipnorm, clipvalue, global_clipnorm),
-        learning_rate=rate if is_zero(decay) else _over_time(rate, decay),
-        decay=as_float32(rho),
-        eps=epsilon,
+        before=_clipping(clipvalue, clipnorm, global_clipnorm, alone=False),
+        learning_rate=rate if is_zero(decay) else _over_time(rate, as_float32(decay)),
+        decay=_rounded_first("rho", as_float32(rho)),
+        eps=1e-7 if epsilon is None or is_zero(epsilon) else epsilon,
         eps_in_sqrt=not is_zero(momentum),
         centered=centered,
         momentum=as_float32(unless_zero(momentum)),
@@ -294,7 +296,7 @@ def paddle(
             raise TypeError(f"`{argument}` must be None here: {instead}.")
     return dict(
         learning_rate=learning_rate,
-        decay=as_float32(rho),
+        decay=_rounded_first("rho", as_float32(rho)),
         eps=as_float32(epsilon),
         centered=centered,
         momentum=as_float32(unless_zero(momentum)),
@@ -303,39 +305,46 @@ def paddle(
     )
 
 
+def _rounded_first(name: str, decay: Any) -> Schedule:
+    """Returns a decay, number or schedule, rounded before 1 − decay is taken of it."""
+    _checks.number(name, decay, "in [0, 1)", or_schedule=True)
+    return lambda count: Weights(keep=decay(count) if callable(decay) else decay)
+
+
 def _over_time(rate: Any, decay: Any) -> Any:
     def schedule(count: Any) -> Any:
         now = rate(count) if callable(rate) else rate
-        return jnp.asarray(now, float) / (1 + decay * jnp.asarray(count, float))
+        passed = jnp.asarray(decay, float) * jnp.asarray(count, float)
+        return jnp.asarray(now, float) / (1 + passed)
 
     return schedule
 
 
 def _clipping(
-    clipnorm: Any, clipvalue: Any, global_clipnorm: Any
+    clipvalue: Any, clipnorm: Any, global_clipnorm: Any, *, alone: bool
 ) -> optax.GradientTransformation | None:
-    """Returns the clipping that Keras does first, or None for none."""
-    given = {
-        "clipnorm": clipnorm,
-        "clipvalue": clipvalue,
-        "global_clipnorm": global_clipnorm,
-    }
-    given = {name: limit for name, limit in given.items() if limit is not None}
-    if len(given) > 1:
-        names = " and ".join(f"`{name}`" for name in given)
-        raise ValueError(f"Keras takes one clipping at most, got {names}: keep one.")
-    for name, limit in given.items():
-        _checks.number(name, limit, "finite and greater than 0")
-    if clipvalue is not None:
-        return optax.clip(clipvalue)
-    if global_clipnorm is not None:
-        return optax.clip_by_global_norm(global_clipnorm)
-    if clipnorm is None:
-        return None
+    """Returns the clipping that Keras does first, or None for none.
+
+    Of the two norms one at most can be clipped, and where `alone` no elements then.
+    """
 
     def clipped(g: Any, params: Any) -> jax.Array:
         del params
         norm = jnp.linalg.norm(jnp.ravel(g))
         return g * (clipnorm / jnp.maximum(norm, clipnorm)).astype(g.dtype)
 
-    return optax.stateless_with_tree_map(clipped)
+    steps = {}
+    for name, limit, make in (
+        ("clipvalue", clipvalue, optax.clip),
+        ("clipnorm", clipnorm, lambda _: optax.stateless_with_tree_map(clipped)),
+        ("global_clipnorm", global_clipnorm, optax.clip_by_global_norm),
+    ):
+        if limit is not None:
+            _checks.number(name, limit, "finite and greater than 0")
+            steps[name] = make(limit)
+    exclusive = [f"`{name}`" for name in steps if alone or name != "clipvalue"]
+    if len(exclusive) > 1:
+        raise ValueError(
+            f"Keras takes one of {' and '.join(exclusive)} at most: keep one."
+        )
+    return optax.chain(*steps.values()) if steps else None
