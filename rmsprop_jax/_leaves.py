@@ -38,6 +38,16 @@ def same_kind(what: str, value: Any, other: str, counterpart: Any) -> None:
         )
 
 
+def at_least(least: Any, x: jax.Array) -> jax.Array:
+    """jnp.maximum, which is five instructions on CPUs where this is one; NaN stays."""
+    return jnp.where(x < least, least, x)
+
+
+def at_most(most: Any, x: jax.Array) -> jax.Array:
+    """jnp.minimum, in the same way."""
+    return jnp.where(x > most, most, x)
+
+
 def on_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """Returns function(x), or for complex x the function of each of its two parts.
 

@@ -240,8 +240,7 @@ def _recursion(
         floor = jnp.where(keep > 0, jnp.finfo(nu.dtype).eps, 1)
         variance = jnp.maximum(new_nu, floor * _square(g))
     # The smallest normal number: 0 / 0 is then 0, and so is its derivative.
-    tiny, inside = jnp.finfo(nu.dtype).tiny, variance + eps_root
-    root = jnp.sqrt(jnp.where(inside < tiny, tiny, inside))
+    root = jnp.sqrt(_leaves.at_least(jnp.finfo(nu.dtype).tiny, variance + eps_root))
     u = _leaves.on_parts(lambda part: part / (root + eps), g)
     return unless_skipped(u, 0), new_nu, new_mu
 

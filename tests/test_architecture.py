@@ -21,7 +21,7 @@ MAP = {
     "_transform": {"_checks", "_leaves", "_signature", "rounding", "storage", "decay"},
     "_chain": {"_checks", "_leaves", "rounding", "storage"},
     "_rmsprop": {"_checks", "_signature", "_chain", "_transform"},
-    "dialects._dialect": {"_signature", "_rmsprop"},
+    "dialects._dialect": {"_checks", "_signature", "_rmsprop", "decay"},
     "dialects._documentation": {"_signature"},
     "dialects._jax": {"decay", "_dialect"},
     "dialects._tensorflow": {"_checks", "decay", "_dialect"},
@@ -173,3 +173,12 @@ def test_the_top_level_holds_what_the_design_says():
     assert {name for name in found if not name.startswith(".")} == {
         "pyproject.toml", "README.md", "LICENSE", "rmsprop_jax", "tests", "notebooks",
     }  # fmt: skip
+
+
+def test_an_import_starts_no_device():
+    # Or jax.distributed.initialize would come too late, and so would its settings.
+    program = (
+        "import rmsprop_jax; from jax._src import xla_bridge; "
+        "assert not xla_bridge.backends_are_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -263,7 +263,7 @@ def test_ctrl_c_ends_the_process_without_a_crash(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 130, done.stderr
     assert done.stderr == "rmsprop-jax: interrupted\n"

@@ -18,9 +18,9 @@ from .. import _leaves, dialects, storage
 from .._rmsprop import rmsprop
 from .._transform import ScaleByRmsState
 
-# Two of these four have no public name.
+# Two of these four have no public name. (And an import starts no device.)
 _OPTAX_STATES: Any = tuple(
-    type(scale(bias_correction=corrected).init({}))
+    type(jax.eval_shape(scale(bias_correction=corrected).init, {}))
     for scale in (optax.scale_by_rms, optax.scale_by_stddev)
     for corrected in (False, True)
 )
