@@ -255,7 +255,6 @@ def test_a_missed_target_is_named(ran):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "BENCHMARK"),
         (["dance"], "storage"),
         (["storage", "--part=speed"], "tracking"),
         (["storage", "--seeds=1"], "at least 2"),

@@ -10,110 +10,116 @@ import pytest
 pytest.importorskip("libtpu")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
-PROGRAM = """
-import json, re, sys
-import jax, jax.numpy as jnp, optax
-from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
-from rmsprop_jax import rmsprop
-
-topology = topologies.get_topology_desc(sys.argv[1], platform="tpu")
-sharding = SingleDeviceSharding(topology.devices[0])
-shape = (2**14, 2**14)  # small arrays would be prefetched, and counted twice
-
-
-def on_chip(tree):
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
-
-
-def facts(tx, dtype):
-    params = jax.ShapeDtypeStruct(shape, dtype)
-    state = jax.eval_shape(tx.init, params)
-
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    step = jax.jit(step, donate_argnums=(0, 1))
-    arguments = map(on_chip, (params, state, params))
-    compiled = step.lower(*arguments).compile()
-    text = compiled.as_text()
-    entry = text[text.index("ENTRY") :]
-    big = [x for x in entry.splitlines() if "fusion(" in x and "16384,16384" in x]
-    cycles = re.findall(r'estimated_cycles":"?([0-9]+)', text)
-    return {
-        "bytes": compiled.cost_analysis()["bytes accessed"] / shape[0] / shape[1],
-        "temporaries": compiled.memory_analysis().temp_size_in_bytes,
-        "kernels": len(big),
-        "cycles": sum(map(int, cycles)),
-    }
-
-
-made = {"optax": optax.rmsprop(0.1, 0.99)}
-for nu in ("float32", "bfloat16", "uint16", "uint8"):
-    made[nu] = rmsprop(0.1, 0.99, nu_dtype=nu)
-for name, narrow in (("wide", None), ("narrow", "bfloat16")):
-    nu = {"wide": None, "narrow": "uint8"}[name]
-    made[f"momentum {name}"] = rmsprop(
-        0.1, 0.99, nu_dtype=nu, momentum=0.9, accumulator_dtype=narrow
-    )
-    made[f"centered {name}"] = rmsprop(
-        0.1, 0.99, nu_dtype=nu, centered=True, mu_dtype=narrow
-    )
-print(json.dumps({
-    dtype: {name: facts(tx, dtype) for name, tx in made.items()}
-    for dtype in ("float32", "bfloat16")
-}))
-"""
-
 # Read parameters, gradients and state; write parameters and state.
 BYTES = {
     "float32": {
-        "float32": 20, "bfloat16": 16, "uint16": 16, "uint8": 14,
-        "momentum wide": 28, "momentum narrow": 18,
-        "centered wide": 28, "centered narrow": 18,
+        "ours": 20, "ours-bfloat16": 16, "ours-uint16": 16, "ours-uint8": 14,
+        "ours-momentum": 28, "ours-momentum-narrow": 18,
+        "ours-centered": 28, "ours-centered-narrow": 18,
     },
     "bfloat16": {
-        "float32": 14, "bfloat16": 10, "uint16": 10, "uint8": 8,
-        "momentum wide": 22, "momentum narrow": 12,
-        "centered wide": 22, "centered narrow": 12,
+        "ours": 14, "ours-bfloat16": 10, "ours-uint16": 10, "ours-uint8": 8,
+        "ours-momentum": 22, "ours-momentum-narrow": 12,
+        "ours-centered": 22, "ours-centered-narrow": 12,
     },
 }  # fmt: skip
 
+CHIPS = {"v5e:2x2": 4, "v5p:2x2x1": 4, "v6e:2x2": 4, "v5e:16x16": 256}
+"""By topology; the numbers of more chips are those of a few."""
 
-@pytest.fixture(scope="module", params=["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
-def facts(request):
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM, request.param],
+
+def bench(out, *options):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    return subprocess.run(
+        [sys.executable, "-m", "rmsprop_jax", "bench", *options, f"--out={out}"],
         capture_output=True,
         text=True,
         env=environment,
     )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("tpu")
+    run = bench(out, f"--tpu={','.join(CHIPS)}", "--quiet")
     assert run.returncode == 0, run.stderr[-2000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return json.loads((out / "tpu.json").read_text())["topologies"], run.stdout
+
+
+@pytest.fixture(params=CHIPS)
+def topology(request, finished):
+    return finished[0][request.param]
 
 
 @pytest.mark.parametrize("dtype", BYTES)
-def test_the_update_is_one_kernel_that_touches_every_byte_once(facts, dtype):
+def test_the_update_is_one_kernel_that_touches_every_byte_once(topology, dtype):
+    assert topology["parameters_per_chip"] >= 2**27
+    rows = topology["by_dtype"][dtype]
+    assert set(rows) == {"optax.rmsprop", *BYTES[dtype]}
     for name, expected in BYTES[dtype].items():
-        found = facts[dtype][name]
-        assert found["bytes"] == pytest.approx(expected, abs=0.01), (name, found)
-        assert found["temporaries"] == 0, (name, found)
+        found = rows[name]
+        assert found["bytes_per_parameter"] == pytest.approx(expected, abs=0.01), name
+        assert found["limit"] == pytest.approx(expected, abs=1e-4), name
+        assert found["temporary_bytes"] == 0, (name, found)
         assert found["kernels"] == 1, (name, found)
 
 
-def test_the_compiler_expects_the_time_to_fall_with_the_bytes(facts):
-    cycles = {name: found["cycles"] for name, found in facts["float32"].items()}
-    assert cycles["float32"] <= 1.01 * cycles["optax"]
-    assert cycles["bfloat16"] <= 0.81 * cycles["optax"]
-    assert cycles["uint16"] <= 0.81 * cycles["optax"]
-    assert cycles["uint8"] <= 0.72 * cycles["optax"]
+def test_the_compiler_expects_the_time_to_fall_with_the_bytes(topology):
+    rows = topology["by_dtype"]["float32"]
+    cycles = {name: row["cycles"] for name, row in rows.items()}
+    assert cycles["ours"] <= 1.01 * cycles["optax.rmsprop"]
+    assert cycles["ours-bfloat16"] <= 0.81 * cycles["optax.rmsprop"]
+    assert cycles["ours-uint16"] <= 0.81 * cycles["optax.rmsprop"]
+    assert cycles["ours-uint8"] <= 0.72 * cycles["optax.rmsprop"]
+    ratio = cycles["ours-uint8"] / cycles["optax.rmsprop"]
+    assert rows["ours-uint8"]["cycles_ratio"] == pytest.approx(ratio, rel=1e-3)
+
+
+def test_no_chip_waits_for_another_or_holds_more_than_its_part(finished):
+    for name, topology in finished[0].items():
+        assert topology["chips"] == CHIPS[name]
+        for dtype, rows in BYTES.items():
+            for row, moved in rows.items():
+                facts = topology["by_dtype"][dtype][row]
+                assert facts["collectives"] == 0, (name, row)
+                # What is read is held; what is written takes its place.
+                size = {"float32": 4, "bfloat16": 2}[dtype]
+                held = topology["parameters_per_chip"] * (moved + size) / 2
+                assert facts["bytes_per_chip"] == pytest.approx(held, rel=1e-3), row
+
+
+def test_the_table_shows_the_facts(finished):
+    found, printed = finished
+    assert "…" not in printed
+    for topology in found.values():
+        assert topology["device"] in printed
+    row = next(x for x in printed.splitlines() if "ours-uint8" in x).split()
+    assert row[1:5] == ["14.00", "14.00", "1", "0"]
+
+
+def test_collectives_are_seen_where_there_are_some():
+    from rmsprop_jax.bench import tpu
+
+    program = """
+import jax, optax
+from rmsprop_jax.bench import tpu
+clip = optax.clip_by_global_norm(1.0)  # a sum over all chips
+print(tpu.facts(clip, "float32", tpu.topology("v5e:2x2").devices)["collectives"])
+"""
+    assert tpu.COLLECTIVE.search(" = f32[] all-reduce-start(%x)")
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert int(run.stdout.split()[-1]) >= 1
+
+
+@pytest.mark.parametrize("name", ["dance", "v5e:99x99", "v5e:2x2,dance"])
+def test_a_topology_that_does_not_exist_gets_one_line(name, tmp_path):
+    run = bench(tmp_path, f"--tpu={name}")
+    assert run.returncode == 2
+    assert not run.stdout
+    (line,) = (x for x in run.stderr.splitlines() if x.startswith("rmsprop-jax"))
+    assert "--tpu" in line
+    assert name.split(",")[-1] in line
+    assert "Traceback" not in run.stderr

@@ -1,8 +1,10 @@
 """The JSON of a benchmark: settings, versions, machine, and what was measured."""
 
 import importlib.util
+import json
 import math
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,25 +14,54 @@ from ..demo import files
 DIGITS = 5
 """Significant digits that are kept."""
 
+OTHERS = ("torch", "bitsandbytes", "keras", "libtpu")
+"""Packages whose versions matter where they are installed."""
 
-def write(folder: Path, part: str, found: Any, quick: bool, seconds: float) -> Path:
-    """Writes `part`.json into a folder, whole or not at all; returns its path."""
-    path = Path(folder) / f"{part}.json"
-    content = {
-        "benchmark": f"storage {part}",
+
+def content(benchmark: str, found: Any, quick: bool, seconds: float) -> dict[str, Any]:
+    """Returns what was measured with what it was measured on."""
+    return {
+        "benchmark": benchmark,
         "quick": quick,
         "seconds": seconds,
         "machine": _machine(),
         **found,
     }
-    files.write(path.parent, {path.name: files.json_bytes(_rounded(content))})
+
+
+def write(
+    folder: Path, name: str, content: Any, others: Mapping[str, bytes] | None = None
+) -> Path:
+    """Writes `name`.json into a folder, with other files, whole or not at all.
+
+    Returns the path of the JSON.
+    """
+    path = Path(folder) / f"{name}.json"
+    data = files.json_bytes(_rounded(content))
+    files.write(path.parent, {path.name: data, **(others or {})})
     return path
+
+
+def read(path: Path, benchmark: str) -> dict[str, Any]:
+    """Returns what a run of a benchmark wrote.
+
+    Raises:
+      OSError: if it cannot be read.
+      ValueError: if it is something else.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:  # of JSON or of UTF-8
+        raise ValueError("it is not JSON") from None
+    if not isinstance(found, dict) or found.get("benchmark") != benchmark:
+        raise ValueError(f"it is not from `rmsprop-jax bench`'s {benchmark} part")
+    return found
 
 
 def _machine() -> dict[str, Any]:
     """Returns the versions and the kind of machine, but nothing that names it."""
     machine = files._versions() | {"machine": platform.machine()}
-    for name in ("torch", "bitsandbytes"):
+    for name in OTHERS:
         if importlib.util.find_spec(name):
             machine[name] = version(name)
     return machine

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in EXTRA:
             raise
-        return _fail(f"needs {error.name}: pip install 'rmsprop-jax[demo]'")
+        return _fail(f"needs {error.name}: pip install 'rmsprop-jax[bench]'")
     measures = {
         "tracking": lambda show: tracking.measure(arguments.quick, show),
         "training": lambda show: training.measure(
@@ -56,7 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
         tables.SHOW[part](found)
         seconds = time.perf_counter() - began
         try:
-            path = results.write(arguments.out, part, found, arguments.quick, seconds)
+            content = results.content(
+                f"storage {part}", found, arguments.quick, seconds
+            )
+            path = results.write(arguments.out, part, content)
         except OSError as error:
             return _fail(f"could not write to {arguments.out}: {error}")
         if not arguments.quiet:

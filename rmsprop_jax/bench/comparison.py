@@ -1,0 +1,72 @@
+"""Two runs beside each other: `--compare`."""
+
+import math
+from typing import Any
+
+from rich.console import Console
+
+from .speed_tables import ratio_tables
+
+TRAINING = "step"
+
+
+def show(new: dict[str, Any], old: dict[str, Any]) -> None:
+    """Prints new / old for every time that both have, and the geometric means."""
+    console = Console(highlight=False)
+    found = ratios(new, old)
+    if not found:
+        console.print("\nnothing to compare: no row and shape is in both runs")
+        return
+    by_row = {
+        name: row | {"mean": geometric_mean(list(row.values()))}
+        for name, row in found.items()
+    }
+    console.print()
+    console.print(*ratio_tables("time / time of the earlier run", by_row))
+    every = [ratio for row in found.values() for ratio in row.values()]
+    mean = geometric_mean(every)
+    console.print(f"geometric mean of {len(every)}: {mean:.3f}", style="bold")
+    for line in differences(old.get("machine", {})):
+        console.print(line, style="dim", soft_wrap=True)
+
+
+def ratios(new: dict[str, Any], old: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Returns new / old by row and shape, where both runs have it."""
+    after, before = times(new), times(old)
+    found: dict[str, dict[str, float]] = {}
+    for (name, shape), milliseconds in after.items():
+        if (name, shape) in before:
+            ratio = milliseconds / before[name, shape]
+            found.setdefault(name, {})[shape] = ratio
+    return found
+
+
+def geometric_mean(values: list[float]) -> float:
+    """Returns exp of the mean of the logarithms."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def differences(old: dict[str, Any]) -> list[str]:
+    """Returns a line for each version, or kind of device, that is another now."""
+    from .results import _machine
+
+    return [
+        f"{key}: {old[key]} then, {value} now"
+        for key, value in _machine().items()
+        if key in old and old[key] != value
+    ]
+
+
+def times(found: dict[str, Any]) -> dict[tuple[str, str], float]:
+    """Returns the milliseconds of every row and shape.
+
+    Raises:
+      AttributeError, KeyError or TypeError: if it is nothing that was measured.
+    """
+    tables = {name: shape.get("rows", {}) for name, shape in found["shapes"].items()}
+    tables[TRAINING] = found.get("training_step", {}).get("rows", {})
+    return {
+        (name, shape): row["milliseconds"]
+        for shape, rows in tables.items()
+        for name, row in rows.items()
+    }

@@ -1,0 +1,195 @@
+"""`rmsprop-jax bench`: how fast a step is here, or on a TPU that is not here."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ..demo.command import EXTRA, _folder
+from .rows import BASE, ROWS, installed
+from .shapes import QUICK, SHAPES
+
+TRAINING = "training-step"
+"""In the place of a shape: an ordinary training step."""
+
+DESCRIPTION = """\
+How long a whole step of an optimizer takes on this device (update and application,
+compiled, in place), beside what else is installed, and how close that is to the
+device's own bandwidth; for one array, and for the parameters of real models. Writes
+speed.json and speed.png. With --tpu: what XLA makes of the step on TPUs, compiled ahead
+of time without one, exactly. Writes tpu.json.
+"""
+
+EPILOG = """\
+examples: rmsprop-jax bench --shapes 1e7,gpt2 --rows ours,ours-uint8,optax.adam
+          rmsprop-jax bench --tpu v5e:2x2,v5p:2x2x1
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the benchmark."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    shapes = (*SHAPES, TRAINING)
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer shapes, rows and rounds"
+    )
+    parser.add_argument(
+        "--shapes", type=_names(shapes), metavar="NAMES",
+        help=f"separated by commas (default: {','.join(shapes)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rows", type=_names(ROWS), metavar="NAMES",
+        help="optimizers, however long they take (default: of those that are "
+        f"installed, what takes no minutes: {','.join(ROWS)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compare", type=_earlier, metavar="OLD.json",
+        help="show ratios to the times in a speed.json of an earlier run",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tpu", metavar="TOPOLOGIES", type=lambda string: string.split(","),
+        help="exact facts for TPUs instead, such as v5e:2x2 or v5e:16x16: needs libtpu",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=_folder, default="rmsprop-jax-bench", metavar="FOLDER",
+        help="for the results (default: rmsprop-jax-bench)",
+    )  # fmt: skip
+    parser.add_argument("--quiet", action="store_true", help="print the tables alone")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures, prints the tables, writes the files; returns the status."""
+    began = time.perf_counter()
+    try:
+        from . import comparison, picture, results, speed_tables, tpu_tables
+        from .progress import live
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in EXTRA:
+            raise
+        return _fail(f"needs {error.name}: pip install 'rmsprop-jax[bench]'")
+    others = {}
+    if arguments.tpu:
+        for name in ("shapes", "rows", "compare"):
+            if getattr(arguments, name):
+                return _fail(f"argument --{name}: does not go with --tpu", status=2)
+        try:
+            with live(arguments.quiet) as show:
+                found = _facts(arguments, show)
+        except ModuleNotFoundError:
+            return _fail("--tpu needs libtpu: pip install 'rmsprop-jax[tpu]'")
+        except ValueError as error:
+            return _fail(f"argument --tpu: {error}", status=2)
+        tpu_tables.show(found)
+    else:
+        missing = [n for n in arguments.rows or () if not installed(ROWS[n])]
+        if missing:
+            packages = " and ".join(ROWS[missing[0]].packages)
+            return _fail(f"{missing[0]} needs {packages}: not installed")
+        with live(arguments.quiet) as show:
+            found = _measured(arguments, show)
+        speed_tables.show(found)
+        if arguments.compare:
+            comparison.show(found, arguments.compare)
+    name = "tpu" if arguments.tpu else "speed"
+    seconds = time.perf_counter() - began
+    content = results.content(name, found, arguments.quick, seconds)
+    if not arguments.tpu:
+        others = {"speed.png": picture.png(content)}
+    try:
+        path = results.write(arguments.out, name, content, others)
+    except OSError as error:
+        return _fail(f"could not write to {arguments.out}: {error}")
+    if not arguments.quiet:
+        seconds = time.perf_counter() - began
+        print(" and ".join(map(str, [path, *others])), f"after {seconds:.0f} seconds")
+    return 0
+
+
+def _facts(arguments: argparse.Namespace, show: Any) -> dict[str, Any]:
+    from . import tpu
+
+    topologies = {name: tpu.topology(name) for name in arguments.tpu}
+    return {
+        "topologies": {
+            name: tpu.measure(topology, arguments.quick, show)
+            for name, topology in topologies.items()
+        }
+    }
+
+
+def _measured(arguments: argparse.Namespace, show: Any) -> dict[str, Any]:
+    from . import cells, training_step
+
+    # Or JAX takes most of a GPU's memory, and torch finds none.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    quick, named = arguments.quick, arguments.rows
+    seconds = 0.5 if quick else 3.0
+    shapes = arguments.shapes or [*(QUICK if quick else SHAPES), TRAINING]
+    limits = () if named else (seconds / 3, 1.5 * seconds, 6 * seconds)
+    budget = cells.Budget(*limits)
+    found: dict[str, Any] = {"settings": {"seconds_for_rounds": seconds}, "shapes": {}}
+    for name in shapes:
+        with show(name, 100) as on_step:
+
+            def on_part(part: float, on_step: Callable[[int], None] = on_step) -> None:
+                on_step(int(100 * part))
+
+            if name == TRAINING:
+                found["training_step"] = training_step.measure(seconds, quick, on_part)
+                continue
+            leaves = SHAPES[name]()
+            rows = [BASE, *named] if named else _default_rows(leaves, quick)
+            found["shapes"][name] = cells.measure(
+                leaves, [row for row in ROWS if row in rows], seconds, budget, on_part
+            )
+    return found
+
+
+def _default_rows(leaves: list[tuple[int, ...]], quick: bool) -> list[str]:
+    large = len(leaves) == 1 and leaves[0][0] >= 10**7
+    return [
+        name
+        for name, row in ROWS.items()
+        if installed(row) and (row.quick or not quick) and (large or not row.slow)
+    ]
+
+
+def _names(accepted: Iterable[str]) -> Callable[[str], list[str]]:
+    """Returns a converter for argparse of names separated by commas."""
+
+    def convert(string: str) -> list[str]:
+        names = [name.strip() for name in string.split(",")]
+        if not set(names) <= set(accepted):
+            raise argparse.ArgumentTypeError(
+                f"must be names from {','.join(accepted)}, got {string!r}"
+            )
+        return [name for name in accepted if name in names]
+
+    return convert
+
+
+def _earlier(string: str) -> dict[str, Any]:
+    """Refuses, before anything is measured, a file of something else."""
+    from . import comparison, results
+
+    try:
+        found = results.read(Path(string), "speed")
+        comparison.times(found)
+        return found
+    except (AttributeError, KeyError, TypeError):
+        reason = "it has no times"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValueError as error:
+        reason = str(error)
+    raise argparse.ArgumentTypeError(
+        f"must be a speed.json of an earlier run, got {string!r}: {reason}"
+    )
+
+
+def _fail(message: str, status: int = 1) -> int:
+    print(f"rmsprop-jax bench: error: {message}", file=sys.stderr)
+    return status

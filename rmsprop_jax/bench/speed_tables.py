@@ -1,0 +1,135 @@
+"""The tables of `rmsprop-jax bench`."""
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .rows import BASE
+from .shapes import SHORT
+from .training_step import ALONE
+
+MOST = 7
+"""Shapes in a table, which is to fit into 80 columns."""
+
+
+def show(found: dict[str, Any]) -> None:
+    """Prints a table for each shape, one of the training step, and all ratios."""
+    console = Console(highlight=False)
+    for name, shape in found["shapes"].items():
+        if "rows" not in shape:
+            console.print(f"{title(name, shape)}: {shape['skipped']}\n")
+            continue
+        console.print(title(name, shape), style="bold", soft_wrap=True)
+        console.print(_shape_table(shape["rows"]))
+        for row, reason in shape["skipped"].items():
+            console.print(f"{row} left out: {reason}", style="dim", soft_wrap=True)
+        console.print()
+    if "training_step" in found:
+        console.print(_training_table(found["training_step"]))
+        console.print()
+    shapes = {name: s["rows"] for name, s in found["shapes"].items() if "rows" in s}
+    if len(shapes) > 1:
+        console.print(*ratio_tables(f"time / time of {BASE}", _ratios(shapes)))
+    for note in (
+        "ms: median of a step, update and application, in place; ±: half the range "
+        "that half of the rounds are in",
+        "GB/s: bytes that must move (parameters, gradients, state; each once) / time",
+        "% of x + 1: the same over that of one array that is as large",
+        "ratio: median of the ratios in each round",
+        "to compile: seconds to trace and compile, in a process that is warm",
+    ):
+        console.print(note, style="dim", soft_wrap=True)
+
+
+def title(name: str, shape: dict[str, Any]) -> str:
+    """Returns a line about a shape."""
+    leaves = f"{shape['leaves']} lea{'f' if shape['leaves'] == 1 else 'ves'}"
+    line = f"{name}: {shape['parameters']:,} parameters, {leaves}"
+    if "in_place_gb_per_s" in shape:
+        line += f", x + 1 in place: {shape['in_place_gb_per_s']:.1f} GB/s"
+    return line
+
+
+def ratio_tables(title: str, ratios: dict[str, dict[str, float]]) -> list[Table]:
+    """Returns tables of ratios by row and shape, each with a few of the shapes."""
+    columns = list(dict.fromkeys(shape for row in ratios.values() for shape in row))
+    tables = []
+    for first in range(0, len(columns), MOST):
+        some = columns[first : first + MOST]
+        table = _table(title, *(SHORT.get(name, name) for name in some))
+        for name, row in ratios.items():
+            if not row.keys().isdisjoint(some):
+                cells = (
+                    "" if shape not in row else f"{row[shape]:.2f}" for shape in some
+                )
+                table.add_row(name, *cells, style=_style(name))
+        tables.append(table)
+    return tables
+
+
+def milliseconds(value: float) -> str:
+    """Returns two or three significant digits of a time."""
+    if value < 0.1:
+        return f"{value:.2g}"
+    digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{digits}f}"
+
+
+def _shape_table(rows: dict[str, Any]) -> Table:
+    table = _table(
+        None, "ms", "±", "ratio", "GB/s", "% of\nx + 1", "state,\nbytes each",
+        "to com-\npile, s",
+    )  # fmt: skip
+    for name, row in rows.items():
+        spread = (row["high"] - row["low"]) / 2
+        compilation = row["compile_seconds"]
+        table.add_row(
+            name, milliseconds(row["milliseconds"]), milliseconds(spread),
+            f"{row['ratio']:.2f}", f"{row['gb_per_s']:.1f}",
+            f"{row['percent_of_in_place']:.0f}",
+            f"{row['state_bytes_per_parameter']:.2f}",
+            f"{compilation:.2f}" if compilation else "",
+            style=_style(name),
+        )  # fmt: skip
+    return table
+
+
+def _training_table(step: dict[str, Any]) -> Table:
+    title = f"training step: {step['title']}, batch size {step['batch_size']}"
+    table = _table(title, "ms", "±", "optimizer, %\nof the step", "to com-\npile, s")
+    for name, row in step["rows"].items():
+        table.add_row(
+            name, milliseconds(row["milliseconds"]),
+            milliseconds((row["high"] - row["low"]) / 2),
+            "" if name == ALONE else f"{row['optimizer_percent']:.1f}",
+            f"{row['compile_seconds']:.2f}",
+            style=_style(name),
+        )  # fmt: skip
+    return table
+
+
+def _ratios(shapes: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    names = dict.fromkeys(name for rows in shapes.values() for name in rows)
+    return {
+        name: {
+            shape: rows[name]["ratio"] for shape, rows in shapes.items() if name in rows
+        }
+        for name in names
+        if name != BASE
+    }
+
+
+def _table(title: str | None, *columns: str) -> Table:
+    table = Table(
+        title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0)
+    )
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _style(name: str) -> str | None:
+    return "bold" if name.startswith("ours") else None
