@@ -60,7 +60,7 @@ def read(path: Path, benchmark: str) -> dict[str, Any]:
 
 def _machine() -> dict[str, Any]:
     """Returns the versions and the kind of machine, but nothing that names it."""
-    machine = files._versions() | {"machine": platform.machine()}
+    machine = files.versions() | {"machine": platform.machine()}
     for name in OTHERS:
         if importlib.util.find_spec(name):
             machine[name] = version(name)

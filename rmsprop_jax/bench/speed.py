@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..demo.command import EXTRA, _folder
+from ..demo.command import EXTRA, folder
 from .rows import BASE, ROWS, installed
 from .shapes import QUICK, SHAPES
 
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="exact facts for TPUs instead, such as v5e:2x2 or v5e:16x16: needs libtpu",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=_folder, default="rmsprop-jax-bench", metavar="FOLDER",
+        "--out", type=folder, default="rmsprop-jax-bench", metavar="FOLDER",
         help="for the results (default: rmsprop-jax-bench)",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="print the tables alone")

@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 
-from ..demo.command import EXTRA, _folder, _number
+from ..demo.command import EXTRA, folder, number
 
 PARTS = ("tracking", "training")
 
@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument(
         "--seeds", metavar="N", help="pairs of runs of a task (default: 10, digits 40)",
-        type=_number(int, "a whole number, at least 2", lambda x: x >= 2),
+        type=number(int, "a whole number, at least 2", lambda x: x >= 2),
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=_folder, default="rmsprop-jax-bench", metavar="FOLDER",
+        "--out", type=folder, default="rmsprop-jax-bench", metavar="FOLDER",
         help="for the results (default: rmsprop-jax-bench)",
     )  # fmt: skip
     parser.add_argument(

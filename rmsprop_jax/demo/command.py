@@ -35,8 +35,8 @@ example: rmsprop-jax demo --task digits --optimizers rmsprop,adam --steps 500
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    count = _number(int, "a whole number, at least 1", lambda x: x >= 1)
-    fraction = _number(float, "a number in [0, 1)", lambda x: 0 <= x < 1)
+    count = number(int, "a whole number, at least 1", lambda x: x >= 1)
+    fraction = number(float, "a number in [0, 1)", lambda x: 0 <= x < 1)
     steps, batch_size = (
         ", ".join(f"{values[i]} for {name}" for name, values in DEFAULTS.items())
         for i in (0, 1)
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rms.add_argument("--decay", type=fraction, default=0.9, help="(default: 0.9)")
     rms.add_argument(
         "--eps", default=1e-8, help="(default: 1e-8)",
-        type=_number(float, "a number, at least 0", lambda x: x >= 0),
+        type=number(float, "a number, at least 0", lambda x: x >= 0),
     )  # fmt: skip
     rms.add_argument("--momentum", type=fraction, help="(default: none)")
     rms.add_argument(
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--out", type=_folder, default="rmsprop-jax-demo", metavar="FOLDER",
+        "--out", type=folder, default="rmsprop-jax-demo", metavar="FOLDER",
         help=f"for {' and '.join(FILES)} (default: rmsprop-jax-demo)",
     )  # fmt: skip
     output.add_argument("--quiet", action="store_true", help="print the table alone")
@@ -148,7 +148,7 @@ def _fail(message: str, status: int = 1) -> int:
     return status
 
 
-def _number(
+def number(
     kind: Callable[[str], Any], accepted: str, holds: Callable[[Any], bool]
 ) -> Callable[[str], Any]:
     """Returns a converter for argparse that accepts finite numbers of a kind."""
@@ -176,7 +176,7 @@ def _names(string: str) -> list[str]:
 def _rates(string: str) -> list[float]:
     # Larger ones are infinite in float32.
     accepted = "numbers greater than 0, less than 1e38, separated by commas"
-    rate = _number(float, accepted, lambda x: 0 < x < 1e38)
+    rate = number(float, accepted, lambda x: 0 < x < 1e38)
     try:
         return sorted({rate(part) for part in string.split(",")})
     except argparse.ArgumentTypeError:
@@ -184,7 +184,7 @@ def _rates(string: str) -> list[float]:
         raise argparse.ArgumentTypeError(message) from None
 
 
-def _folder(string: str) -> Path:
+def folder(string: str) -> Path:
     """Refuses, before anything is trained, a folder that cannot be written to.
 
     It is made and written to, and nothing of that is left.

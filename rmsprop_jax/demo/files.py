@@ -26,7 +26,7 @@ def results(
     sweeps = [sweep for outcome in outcomes for sweep in outcome.sweeps.values()]
     return {
         "options": {k: v for k, v in options.items() if k not in ("run", "command")},
-        "versions": _versions(),
+        "versions": versions(),
         "seconds": seconds,
         "compile_seconds": sum(sweep.compile_seconds for sweep in sweeps),
         "tasks": {outcome.task.name: _task(outcome) for outcome in outcomes},
@@ -95,7 +95,7 @@ def _task(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, Any]:
+def versions() -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
