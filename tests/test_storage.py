@@ -245,7 +245,9 @@ def test_the_same_bits_on_eight_devices_in_any_layout_and_after_a_resume(name):
             state, updates = step(g, state, params)
         return state, updates
 
-    expected = trained(params, grads)
+    control = jax.jit(lambda g, state: optax.scale_by_rms(0.99).update(g, state))
+    control_state = optax.scale_by_rms(0.99).init(params)
+    state, updates = expected = trained(params, grads)
     mesh = jax.make_mesh((2, 4), ("a", "b"))
     for spec in (P("a"), P(None, "b"), P("b", "a"), P(("a", "b"))):
         put = {
@@ -253,8 +255,15 @@ def test_the_same_bits_on_eight_devices_in_any_layout_and_after_a_resume(name):
             "b": lambda x: jax.device_put(x, NamedSharding(mesh, P())),
         }
         placed = [{k: put[k](x) for k, x in t.items()} for t in (params, *grads)]
-        actual = trained(placed[0], placed[1:])
-        jax.tree.map(np.testing.assert_array_equal, actual, expected)
+        found, found_updates = trained(placed[0], placed[1:])
+        jax.tree.map(np.testing.assert_array_equal, found, state)
+        # The last bit of XLA's root is another one in some layouts of jax 0.12, then
+        # Optax's too.
+        ours, theirs = (control(g, control_state)[0] for g in (placed[1], grads[0]))
+        roots_agree = all(jax.tree.leaves(jax.tree.map(np.array_equal, ours, theirs)))
+        tolerance = 0 if roots_agree else 1e-6
+        close = partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+        jax.tree.map(close, found_updates, updates)
     half, _ = trained(params, grads[:3])
     half = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), half)  # as from a file
     jax.tree.map(
