@@ -15,7 +15,7 @@ MAP = {
     "_signature": {"_checks"},
     "rounding": {"_checks"},
     "_codes": set(),
-    "_leaves": set(),
+    "_leaves": {"_checks"},
     "storage": {"_codes", "_leaves", "rounding"},
     "decay": {"_checks"},
     "_transform": {"_checks", "_leaves", "_signature", "rounding", "storage", "decay"},
@@ -117,6 +117,9 @@ def test_the_core_needs_jax_and_optax_only():
     standard = {
         "__future__",
         "collections",
+        "contextlib",
+        "contextvars",
+        "dataclasses",
         "difflib",
         "functools",
         "inspect",
