@@ -7,6 +7,7 @@ from . import convert as convert
 from . import decay as decay
 from . import dialects as dialects
 from . import rounding as rounding
+from . import sharding as sharding
 from . import storage as storage
 from ._rmsprop import rmsprop as rmsprop
 from ._transform import ScaleByRmsState as ScaleByRmsState
