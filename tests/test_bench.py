@@ -261,6 +261,14 @@ def test_a_missed_target_is_named(ran):
         (["storage", "--seeds=x"], "at least 2"),
         (["storage", f"--out={__file__}"], "a folder"),
         (["storage", "--quickly"], "--quickly"),
+        (["--rows=dance"], "ours-uint8"),
+        (["--shapes=1e4,dance"], "gpt2"),
+        (["--quickly"], "--quickly"),
+        ([f"--out={__file__}"], "a folder"),
+        (["--compare=missing.json"], "No such file"),
+        ([f"--compare={__file__}"], "not JSON"),
+        (["--tpu=v5e:2x2", "--rows=ours"], "--rows: does not go with --tpu"),
+        (["--tpu=v5e:2x2", "--shapes=1e4"], "--shapes: does not go with --tpu"),
     ],
 )
 def test_bad_options_get_one_line(arguments, words, capsys):

@@ -414,27 +414,6 @@ def test_what_is_slow_to_compile_is_measured_on_large_arrays_only(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--rows=dance"], "ours-uint8"),
-        (["--shapes=1e4,dance"], "gpt2"),
-        (["--quickly"], "--quickly"),
-        ([f"--out={__file__}"], "a folder"),
-        (["--compare=missing.json"], "No such file"),
-        ([f"--compare={__file__}"], "not JSON"),
-        (["--tpu=v5e:2x2", "--rows=ours"], "--rows: does not go with --tpu"),
-        (["--tpu=v5e:2x2", "--shapes=1e4"], "--shapes: does not go with --tpu"),
-    ],
-)
-def test_bad_options_get_one_line(arguments, words, capsys):
-    assert cli.main(["bench", *arguments]) == 2
-    stdout, stderr = capsys.readouterr()
-    assert not stdout
-    assert stderr.count("\n") == 1
-    assert words in stderr
-
-
-@pytest.mark.parametrize(
     "content",
     [
         [],
