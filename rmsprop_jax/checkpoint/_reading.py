@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import nnx
 from jax.experimental import multihost_utils
 
@@ -84,8 +85,9 @@ def read(path: Path, params: Any, opt_state: Any, settings: Any) -> Restored:
     given = {"params": params, "opt_state": opt_state}
     trees = {key: _leaves.state_of(tree) for key, tree in given.items()}
     wanted = _leaves.to_read(_leaves.named(trees))
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-        _check_fit(path, reader.metadata(path / ARRAYS).item_metadata.tree, wanted)
+    handler = ocp.StandardCheckpointHandler()
+    _check_fit(path, handler.metadata(epath.Path(path / ARRAYS)).tree, wanted)
+    with ocp.Checkpointer(handler) as reader:
         arguments = ocp.args.StandardRestore(wanted)
         found = reader.restore(path / ARRAYS, args=arguments)
     trees = _leaves.replaced(trees, found)

@@ -95,6 +95,7 @@ class Writer:
         if jax.process_index() == 0:
             unfinished = self._folder / f"{self._step}{_UNFINISHED}"
             shutil.rmtree(unfinished, ignore_errors=True)
+        self._manager.reload()  # it counts as gone what it meant to remove
         before = [step for step in steps_in(self._folder) if step != self._step]
         stays = f"that of step {before[-1]} is as it was" if before else "there is none"
         reason = " ".join(str(error).split())[:300]
