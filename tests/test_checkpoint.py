@@ -406,6 +406,15 @@ def test_a_run_goes_on_from_the_one_before_and_keeps_the_damaged_one_aside(saved
     assert Checkpoints(saved).restore(PARAMS, TX.init(PARAMS)).step == 2
 
 
+def test_digests_that_were_cut_at_a_line_hide_nothing(saved):
+    digests = saved / "2" / "SHA256SUMS"
+    *lines, last = digests.read_text().splitlines(keepends=True)
+    digests.write_text("".join(lines))
+    name = last.split()[1]
+    with pytest.warns(UserWarning, match=f"{name} is not in SHA256SUMS"):
+        assert Checkpoints(saved).restore(PARAMS, TX.init(PARAMS)).step == 1
+
+
 def test_none_whole_is_one_error(saved):
     for step in ("1", "2"):
         remove(saved / step / "position" / "metadata", None)
