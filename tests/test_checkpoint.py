@@ -246,6 +246,7 @@ def child(folder, devices, steps):
     return *(tuple(map(bytes.fromhex, s.split())) for s in states), int(start)
 
 
+@pytest.mark.slow
 def test_processes_of_8_then_2_then_1_device(tmp_path):
     _, of_8, start = child(tmp_path / "run", 8, 3)
     assert start == 0
