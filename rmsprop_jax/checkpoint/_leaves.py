@@ -67,7 +67,9 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Nam
     return [
         name
         for name in dict.fromkeys((*other, *one))
-        if _described(one.get(name)) != _described(other.get(name))
+        if name not in one
+        or name not in other
+        or _described(one[name]) != _described(other[name])
     ]
 
 
@@ -76,11 +78,17 @@ def in_words(
 ) -> str:
     """Returns the differences in words."""
     one, other = _flat(saved), _flat(wanted)
-    words = [
-        f"{'.'.join(name)} was saved as {_described(one.get(name))}, expected is "
-        f"{_described(other.get(name))}"
-        for name in names[:_SHOWN]
-    ]
+
+    def said(name: Name) -> str:
+        if name not in one:
+            was = "was not saved"
+        else:
+            was = f"was saved as {_described(one[name])}"
+        if name not in other:
+            return f"{'.'.join(name)} {was}, and is not expected"
+        return f"{'.'.join(name)} {was}, expected is {_described(other[name])}"
+
+    words = [said(name) for name in names[:_SHOWN]]
     more = len(names) - len(words)
     return "; ".join(words) + (f"; and {more} more" if more else "")
 
@@ -148,8 +156,6 @@ def _size(leaf: Any) -> int:
 
 
 def _described(leaf: Any) -> str:
-    if leaf is None:
-        return "nothing"
     return f"{jnp.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
 
 
