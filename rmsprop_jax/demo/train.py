@@ -71,16 +71,18 @@ def sweep(
     began = time.perf_counter()
     rates = jnp.asarray(learning_rates, jnp.float32)
     graphdef, state = start(task, make_optimizer, rates, seeds)
+    restored = checkpoints.restore(*state) if checkpoints else None
+    if restored:
+        state = restored.params, restored.opt_state
     indices = batches(len(task.train.inputs), batch_size, steps, seeds)
     advance = compile_training(
         graphdef, make_optimizer, rates, indices, task.train, state
     )
-    losses = [evaluate(graphdef, state[0], task.validation)[0]]
     done, training = 0, 0.0
-    if checkpoints and (restored := checkpoints.restore(*state)):
-        done, state = restored.step, (restored.params, restored.opt_state)
+    losses = [evaluate(graphdef, state[0], task.validation)[0]]
+    if restored:
+        done, training = restored.step, restored.position["training_seconds"]
         losses = list(np.asarray(restored.position["validation_loss"], np.float32))
-        training = restored.position["training_seconds"]
     compiled = time.perf_counter()
     on_progress(done, losses[-1])
 
