@@ -36,6 +36,38 @@ def finished(tmp_path_factory):
     return out, done.stdout, done.stderr
 
 
+def test_resume_gives_the_results_of_one_run_or_says_what_differs(
+    finished, tmp_path, capsys
+):
+    """Of the first optimizer alone, then of both: the first is not trained again."""
+    kept = ("--checkpoint-dir", str(tmp_path / "kept"), "--out", str(tmp_path))
+
+    def run(*options):
+        status = cli.main(["demo", *OPTIONS, *options])
+        return status, capsys.readouterr().err
+
+    status, error = run("--out", str(tmp_path), "--resume")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "--resume: needs --checkpoint-dir" in error
+    assert run(*kept, "--resume", "--optimizers", "rmsprop")[0] == 0
+    status, error = run(*kept)
+    assert (status, error.count("\n")) == (2, 1)
+    assert "has checkpoints: add --resume" in error
+    status, error = run(*kept, "--resume", "--seeds", "3", "--lrs", "0.5", "--quiet")
+    assert (status, error.count("\n")) == (1, 1)
+    assert "`lrs` was [0.001, 0.01], is [0.5]; `seeds` was 2, is 3" in error
+    assert run(*kept, "--resume")[0] == 0
+    timed = ("compile_seconds", "seconds_per_step_and_run")
+    results = [
+        json.loads((folder / "results.json").read_text())["tasks"]["digits"]
+        for folder in (finished[0], tmp_path)
+    ]
+    for optimizer in (o for task in results for o in task["optimizers"].values()):
+        for key in timed:
+            del optimizer[key]
+    assert results[0] == results[1]
+
+
 def test_results_are_json_of_what_was_asked_for(finished):
     out, stdout, _ = finished
 

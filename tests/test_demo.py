@@ -16,6 +16,7 @@ from flax import nnx
 from matplotlib.image import imread
 from rich.console import Console
 
+from rmsprop_jax.checkpoint import Checkpoints
 from rmsprop_jax.demo import files, models, picture, program, report, tasks, train
 from rmsprop_jax.demo.optimizers import LABELS, default_learning_rates, make_optimizers
 
@@ -100,6 +101,36 @@ def test_a_sweep_learns_and_repeats_to_the_bit(task, outcome):
     np.testing.assert_array_equal(first.test_loss, again.test_loss)
     assert first.best == again.best == np.argmin(first.validation_loss[-1].mean(1))
     assert first.parameters == 8
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "sgd"])
+def test_a_sweep_that_was_cut_off_goes_on_to_the_bit(task, outcome, tmp_path, name):
+    class CutOff(Exception):
+        pass
+
+    def resumed(stop_at):
+        steps = []
+
+        def on_progress(step, loss):
+            steps.append(step)
+            if step == stop_at:
+                raise CutOff
+
+        make = make_optimizers()[name]
+        with Checkpoints(tmp_path) as checkpoints:
+            arguments = ((1e-2, 1e-1), 3, STEPS, BATCH, on_progress, checkpoints)
+            return train.sweep(task, make, *arguments), steps
+
+    for stop_at in (2, 4):
+        with pytest.raises(CutOff):
+            resumed(stop_at)
+    for expected_steps in ([4, 5, 6], [6]):
+        sweep, steps = resumed(None)
+        assert steps == expected_steps
+        for field in ("validation_loss", "test_loss", "test_accuracy", "evaluated_at"):
+            np.testing.assert_array_equal(
+                getattr(sweep, field), getattr(outcome.sweeps[name], field)
+            )
 
 
 def test_seeds_differ_and_are_the_same_for_all_optimizers(outcome):

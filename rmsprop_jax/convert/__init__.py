@@ -3,13 +3,15 @@
 `load` reads the state of a torch, timm, Stable-Baselines3, bitsandbytes, Keras, TF1 or
 Optax run for a tree of parameters and returns it for the matching dialect, with the
 hyperparameters; `save` and `export` go back; `translate` goes from one dialect to
-another. `torch_to_flax` and `same` are rules for names and layouts.
+another, and `migrate` from one transformation of a run to another. `torch_to_flax` and
+`same` are rules for names and layouts.
 """
 
 from ._api import Restored as Restored
 from ._api import export as export
 from ._api import load as load
 from ._api import save as save
+from ._migrate import migrate as migrate
 from ._names import Place as Place
 from ._names import same as same
 from ._names import torch_to_flax as torch_to_flax

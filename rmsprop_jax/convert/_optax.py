@@ -46,7 +46,7 @@ def read(content: Mapping[str, Any], names: Iterable[str] | None = None) -> Reco
     traces = {path: node["trace"] for path, node in nodes.items() if "trace" in node}
     trace = {}
     for path, found in traces.items():
-        if not _follows_the_rate(path, start):
+        if not follows_the_rate(path, start):
             raise ValueError(
                 f"The momentum at {path} is not where optax.rmsprop has it, two places "
                 f"after {start}, behind the learning rate: that is another rule."
@@ -86,7 +86,7 @@ def _step(nodes: Mapping[str, Mapping[str, Any]], start: str) -> int | None:
     return max((int(node["count"]) for node in counted), default=None)
 
 
-def _follows_the_rate(trace: str, average: str) -> bool:
+def follows_the_rate(trace: str, average: str) -> bool:
     """Whether a state is behind the next one after the average, as paths show."""
     ours, theirs = (path.split(".") for path in (average, trace))
     while ours and theirs and ours[0] == theirs[0]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .optimizers import LABELS, default_learning_rates, make_optimizers
+from .optimizers import LABELS, make_optimizers
 
 # By task: steps and batch size.
 DEFAULTS = {"digits": (240, 32), "text": (120, 16)}
@@ -82,6 +82,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=folder, default="rmsprop-jax-demo", metavar="FOLDER",
         help=f"for {' and '.join(FILES)} (default: rmsprop-jax-demo)",
     )  # fmt: skip
+    output.add_argument(
+        "--checkpoint-dir", type=folder, metavar="FOLDER",
+        help="for checkpoints, one at every point of a curve (default: none)",
+    )  # fmt: skip
+    output.add_argument(
+        "--resume", action="store_true",
+        help="go on from the checkpoints in --checkpoint-dir, if there are any",
+    )  # fmt: skip
     output.add_argument("--quiet", action="store_true", help="print the table alone")
 
 
@@ -90,13 +98,16 @@ def run(arguments: argparse.Namespace) -> int:
     began = time.perf_counter()
     names = list(DEFAULTS) if arguments.task == "all" else [arguments.task]
     try:
-        from . import files, picture, progress, report, tasks, train
+        from . import files, picture, progress, report, sweeps, tasks
 
         loaded = [tasks.TASKS[name]() for name in names]
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in EXTRA:
             raise
         return _fail(f"needs {error.name}: pip install 'rmsprop-jax[demo]'")
+    refusal = sweeps.refusal(arguments.checkpoint_dir, arguments.resume)
+    if refusal is not None:
+        return _fail(refusal, status=2)
     make = make_optimizers(
         arguments.decay,
         arguments.eps,
@@ -112,21 +123,15 @@ def run(arguments: argparse.Namespace) -> int:
                 f"examples that {task.name} trains on, got {arguments.batch_size}",
                 status=2,
             )
-    outcomes: list[report.Outcome] = []
-    with progress.live(arguments.quiet) as observer:
-        for task in loaded:
-            steps, batch_size = DEFAULTS[task.name]
-            steps = arguments.steps or steps
-            batch_size = arguments.batch_size or batch_size
-            sweeps = {}
-            for name in arguments.optimizers:
-                rates = arguments.lrs or default_learning_rates(task.name, name)
-                with observer(f"{task.name}  {LABELS[name]}", steps) as on_progress:
-                    sweeps[name] = train.sweep(
-                        task, make[name], rates, arguments.seeds, steps, batch_size,
-                        on_progress,
-                    )  # fmt: skip
-            outcomes.append(report.Outcome(task, sweeps, batch_size))
+    try:
+        with progress.live(arguments.quiet) as observer:
+            outcomes = sweeps.outcomes(
+                loaded, make, vars(arguments), DEFAULTS, observer
+            )
+    except (OSError, ValueError) as error:
+        if arguments.checkpoint_dir is None:
+            raise
+        return _fail(str(error))
     report.show(outcomes)
     seconds = time.perf_counter() - began
     results = files.results(outcomes, vars(arguments), seconds)

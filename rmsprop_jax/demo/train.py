@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checkpoint import Checkpoints
 from ..storage import sizes
 from .optimizers import MakeOptimizer
 from .program import batches, compile_training, evaluate, start
@@ -59,30 +60,43 @@ def sweep(
     steps: int,
     batch_size: int,
     on_progress: Progress = lambda step, loss: None,
+    checkpoints: Checkpoints | None = None,
 ) -> Sweep:
     """Trains `seeds` models at every learning rate and tests those at the best one.
 
     A seed stands for initial parameters and batches: they are the same for every
-    learning rate and every optimizer, so differences may be taken seed by seed.
+    learning rate and every optimizer, so differences may be taken seed by seed. With
+    `checkpoints` it goes on from the newest, and makes one after every evaluation.
     """
     began = time.perf_counter()
     rates = jnp.asarray(learning_rates, jnp.float32)
     graphdef, state = start(task, make_optimizer, rates, seeds)
+    restored = checkpoints.restore(*state) if checkpoints else None
+    if restored:
+        state = restored.params, restored.opt_state
     indices = batches(len(task.train.inputs), batch_size, steps, seeds)
     advance = compile_training(
         graphdef, make_optimizer, rates, indices, task.train, state
     )
+    done, training = 0, 0.0
     losses = [evaluate(graphdef, state[0], task.validation)[0]]
+    if restored:
+        done, training = restored.step, restored.position["training_seconds"]
+        losses = list(np.asarray(restored.position["validation_loss"], np.float32))
     compiled = time.perf_counter()
-    on_progress(0, losses[0])
+    on_progress(done, losses[-1])
 
-    evaluated_at = _checkpoints(steps)
-    training = 0.0
-    for first, last in itertools.pairwise(evaluated_at.tolist()):
+    evaluated_at = _evaluations(steps)
+    remaining = evaluated_at[evaluated_at >= done]
+    for first, last in itertools.pairwise(remaining.tolist()):
         resumed = time.perf_counter()
         state = jax.block_until_ready(advance(state, first, last))
         training += time.perf_counter() - resumed
         losses.append(evaluate(graphdef, state[0], task.validation)[0])
+        if checkpoints:
+            curve = [loss.tolist() for loss in losses]
+            position = {"validation_loss": curve, "training_seconds": training}
+            checkpoints.save(last, *state, position=position)
         on_progress(last, losses[-1])
 
     best = best_rate(losses[-1])
@@ -113,7 +127,7 @@ def best_rate(validation_loss: np.ndarray) -> int:
     return int(np.argmin(finite.mean(axis=1)))
 
 
-def _checkpoints(steps: int) -> np.ndarray:
+def _evaluations(steps: int) -> np.ndarray:
     """Returns [evaluations] ascending numbers of steps, from 0 to `steps`."""
     return np.unique(np.linspace(0, steps, EVALUATIONS + 1).round().astype(int))
 

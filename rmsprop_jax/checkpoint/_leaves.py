@@ -1,0 +1,177 @@
+"""The leaves of any trees by name, as a checkpoint keeps them, and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+Name = tuple[str, ...]
+
+_SHOWN = 6  # differences that an error lists
+
+
+def state_of(tree: Any) -> Any:
+    """Returns the arrays of an NNX object, in which one may stand in two places."""
+    return nnx.state(tree) if isinstance(tree, nnx.Pytree) else tree
+
+
+def named(trees: Mapping[str, Any]) -> dict[Name, Any]:
+    """Returns the leaves of trees by name; an NNX variable's `value` is not part of it.
+
+    Raises:
+      ValueError: if two leaves have one name where Orbax writes them.
+    """
+    leaves, dotted = {}, set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(dict(trees)):
+        name = tuple(
+            str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
+            for key in path
+        )
+        if isinstance(path[-1], jax.tree_util.GetAttrKey) and name[-1] == "value":
+            name = name[:-1]
+        if ".".join(name) in dotted:
+            raise ValueError(f"Two leaves have one name, {'.'.join(name)}: rename one.")
+        dotted.add(".".join(name))
+        leaves[name] = leaf
+    return leaves
+
+
+def to_write(leaves: Mapping[Name, Any]) -> dict[str, Any]:
+    """Returns the leaves as nested dictionaries of what Orbax can write.
+
+    Random keys become their data; arrays without elements, which it refuses, go.
+    """
+    return _nested(
+        {
+            name: jax.random.key_data(leaf) if _is_key(leaf) else _as_array(leaf)
+            for name, leaf in leaves.items()
+            if _size(leaf)
+        }
+    )
+
+
+def to_read(leaves: Mapping[Name, Any]) -> dict[str, Any]:
+    """Returns what Orbax shall make, as nested dictionaries: where, and of what dtype.
+
+    What is on no particular device is read as NumPy's, for `replaced` to place.
+    """
+    return _nested({n: _target(leaf) for n, leaf in leaves.items() if _size(leaf)})
+
+
+def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Name]:
+    """Returns the names of leaves that two such dictionaries do not have alike."""
+    one, other = _flat(saved), _flat(wanted)
+    return [
+        name
+        for name in dict.fromkeys((*other, *one))
+        if name not in one
+        or name not in other
+        or _described(one[name]) != _described(other[name])
+    ]
+
+
+def in_words(
+    names: list[Name], saved: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> str:
+    """Returns the differences in words."""
+    one, other = _flat(saved), _flat(wanted)
+
+    def said(name: Name) -> str:
+        if name not in one:
+            was = "was not saved"
+        else:
+            was = f"was saved as {_described(one[name])}"
+        if name not in other:
+            return f"{'.'.join(name)} {was}, and is not expected"
+        return f"{'.'.join(name)} {was}, expected is {_described(other[name])}"
+
+    words = [said(name) for name in names[:_SHOWN]]
+    more = len(names) - len(words)
+    return "; ".join(words) + (f"; and {more} more" if more else "")
+
+
+def replaced(trees: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns trees with the leaves that Orbax read, in their places."""
+    arrays, leaves = _flat(found), named(trees)
+    treedef = jax.tree_util.tree_structure(dict(trees))
+    return treedef.unflatten(
+        [_back(arrays.get(name), leaf) for name, leaf in leaves.items()]
+    )
+
+
+def _back(array: Any, leaf: Any) -> Any:
+    """Returns an array that was read as the kind of thing that `leaf` is."""
+    if array is None:  # it has no elements
+        return jnp.zeros(leaf.shape, leaf.dtype) if _is_abstract(leaf) else leaf
+    if _is_key(leaf):
+        key = jax.random.wrap_key_data(jnp.asarray(array), impl=_impl(leaf))
+        return key if _sharding(leaf) is None else jax.device_put(key, _sharding(leaf))
+    if isinstance(leaf, bool | int | float | complex):
+        return type(leaf)(array.item())
+    if isinstance(leaf, jax.Array) or _is_abstract(leaf):
+        return jnp.asarray(array)
+    return array
+
+
+def _target(leaf: Any) -> Any:
+    sharding = _sharding(leaf)
+    if _is_key(leaf):
+        leaf, sharding = jax.eval_shape(jax.random.key_data, leaf), None
+    elif not (isinstance(leaf, jax.Array) or _is_abstract(leaf)):
+        leaf = _as_array(leaf)
+    if sharding is not None:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)  # no memory
+
+
+def _sharding(leaf: Any) -> Any:
+    placed = _is_abstract(leaf) or getattr(leaf, "committed", False)
+    return leaf.sharding if placed else None
+
+
+def _is_abstract(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", float), jax.dtypes.prng_key)
+
+
+def _impl(key: Any) -> Any:
+    """Returns the name of the generator of a key, which may be abstract."""
+    names = []
+    jax.eval_shape(lambda key: names.append(jax.random.key_impl(key)), key)
+    return names[0]
+
+
+def _as_array(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def _size(leaf: Any) -> int:
+    return leaf.size if hasattr(leaf, "size") else np.size(leaf)
+
+
+def _described(leaf: Any) -> str:
+    return f"{jnp.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
+
+
+def _nested(leaves: Mapping[Name, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for (*parents, last), leaf in leaves.items():
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def _flat(tree: Mapping[str, Any], start: Name = ()) -> dict[Name, Any]:
+    leaves: dict[Name, Any] = {}
+    for key, value in tree.items():
+        name = (*start, key)
+        leaves |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
+    return leaves
