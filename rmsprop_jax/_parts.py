@@ -99,10 +99,9 @@ def whole(
 
 def _divides(shape: tuple[int, ...], devices: int) -> bool:
     """Returns whether the part of an array is a block of its rows, of whole tiles."""
-    total = math.prod(shape)
-    rows = total // max(shape[-1], 1) if len(shape) > 1 else 0
-    blocks = total % math.lcm(BLOCK, devices) == 0
-    return total > 0 and blocks and rows > 0 and rows % (TILE[0] * devices) == 0
+    *rows, lanes = shape or (0,)
+    whole_tiles = math.prod(rows) % (TILE[0] * devices) == lanes % TILE[1] == 0
+    return len(shape) > 1 and math.prod(shape) > 0 and whole_tiles
 
 
 def _grouped(

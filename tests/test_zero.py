@@ -14,8 +14,8 @@ from rmsprop_jax import rmsprop, rounding, sharding
 
 P = PartitionSpec
 # Rows that divide on every mesh here, rows that do not, and what has no rows.
-SHAPES = {"rows": (256, 128), "stack": (3, 128, 8), "odd": (5, 7), "long": (1500,),
-          "one": (), "none": (0, 4)}  # fmt: skip
+SHAPES = {"rows": (256, 128), "stack": (2, 64, 256), "thin": (256, 8), "odd": (5, 7),
+          "long": (1500,), "one": (), "none": (0, 4)}  # fmt: skip
 
 TRANSFORMATIONS = {
     **{nu: rmsprop(0.1, nu_dtype=nu, momentum=0.9)
@@ -72,6 +72,10 @@ def run(tx, axes, mesh, params, steps=3, check_vma=True):
     return params, state, step
 
 
+def check(tolerance, got, expected):
+    np.testing.assert_allclose(got, expected, **{"rtol": 0, **tolerance})
+
+
 def whole(leaf, like):
     """Undoes the flattening and the padding, which has to be zero."""
     if leaf.ndim != 1 or (like.ndim == 0 and leaf.size == 1):
@@ -95,10 +99,19 @@ def test_it_is_the_update_of_one_device_bit_for_bit(name, sizes):
     for i in range(3):
         updates, expected = update(tree(jnp.float32, i), expected, expected_params)
         expected_params = optax.apply_updates(expected_params, updates)
-    tolerance = {"rtol": 1e-5, "atol": 1e-6} if name in ROUNDED else {"rtol": 0}
-    same = partial(np.testing.assert_allclose, **tolerance)
-    jax.tree.map(same, params, expected_params)
-    jax.tree.map(lambda got, like: same(whole(got, like), like), state, expected)
+    # From jax 0.11 on, the last bit of a division depends on the length of an array,
+    # in Optax too; and rarely then the number to which a parameter is rounded.
+    exact = name not in ROUNDED and jax.__version_info__ < (0, 11)
+    about = {"rtol": 1e-5, "atol": 0.04 if name == "rounded" else 1e-6}
+    jax.tree.map(partial(check, {} if exact else about), params, expected_params)
+    averages = name not in ROUNDED  # which depend on gradients alone
+    for (path, leaf), like in zip(
+        jax.tree_util.tree_leaves_with_path(state),
+        jax.tree.leaves(expected),
+        strict=True,
+    ):
+        bit_for_bit = exact or (averages and "trace" not in str(path))
+        check({} if bit_for_bit else about, whole(leaf, like), like)
 
 
 @pytest.mark.parametrize("sizes", [(8,), (2, 4)], ids=str)
