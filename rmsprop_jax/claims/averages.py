@@ -17,7 +17,7 @@ from .verdict import MARGIN, Criterion, Statement, equal
 
 DECAYS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 COORDINATES = 64
-SLOPE = 0.01
+SLOPE = 0.1
 """By how much of its start E[g²] grows in a step, while it grows."""
 
 JUMP = 100.0
@@ -77,28 +77,29 @@ def _run(steps: int, decay: jax.Array, key: jax.Array) -> Any:
     tx = scale_by_rms(decay, eps=0.0)
     first = tx.init(jnp.zeros(COORDINATES))
 
-    def follow(state: Any, size: jax.Array, key: jax.Array) -> Any:
-        """Returns the state after gradients of the sizes [steps], nu and updates."""
-        keys = jax.random.split(key, len(size))
+    def follow(state: Any, grads: jax.Array) -> Any:
+        """Returns the last state, and nu before and after each step, and updates."""
 
-        def step(state: Any, now: Any) -> Any:
-            size, key = now
-            grads = size * jax.random.normal(key, (COORDINATES,))
+        def step(state: Any, grads: jax.Array) -> Any:
             before = state.nu
             updates, state = tx.update(grads, state)
-            return state, (before, state.nu, grads**2, jnp.abs(updates))
+            return state, (before, state.nu, jnp.abs(updates))
 
-        return jax.lax.scan(step, state, (size, keys))
+        return jax.lax.scan(step, state, grads)
 
+    shape = (steps, COORDINATES)
     parts = jax.random.split(key, 3)
-    settled, (_, nu, squares, _) = follow(first, jnp.ones(steps), parts[0])
+    normal = jax.random.normal(parts[0], shape)
+    settled, (_, nu, _) = follow(first, normal)
     half = steps // 2
-    variance = jnp.var(nu[half:]) / jnp.var(squares[half:])
-    ramp = 1 + SLOPE * jnp.arange(steps, dtype=jnp.float32)
-    _, (before, *_) = follow(settled, jnp.sqrt(ramp), parts[1])
-    lag = jnp.mean((ramp[:, None] - before)[half:]) / SLOPE
-    small = jnp.where(jnp.arange(steps) < half, 1 / JUMP, 1.0)
-    _, (_, after, _, updates) = follow(settled, small, parts[2])
+    variance = jnp.var(nu[half:]) / jnp.var(normal[half:] ** 2)
+    ramp = 1 + SLOPE * jnp.arange(steps, dtype=jnp.float32)[:, None]
+    noise = jax.random.uniform(parts[1], shape, minval=-1.0)
+    _, (before, *_) = follow(settled, jnp.sqrt(ramp + noise))
+    lag = jnp.mean((ramp - before)[half:]) / SLOPE
+    sizes = jnp.where(jnp.arange(steps) < half, 1 / JUMP, 1.0)[:, None]
+    last = sizes * jax.random.normal(parts[2], shape)
+    _, (_, after, updates) = follow(settled, last)
     # In the mean over coordinates, so that chance plays no part.
     root = jnp.sqrt(jnp.mean(after, axis=1))
     recovery = jnp.sum((root > 2 / JUMP) & (jnp.arange(steps) < half)) + 1.0

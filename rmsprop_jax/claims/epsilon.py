@@ -21,6 +21,7 @@ from .verdict import Criterion, Statement, equal
 VALUES = (1e-16, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1.0)
 USUAL = "1e-08"
 PLACES = {"inside": True, "outside": False}
+LIBRARIES = {"Optax": optax.scale_by_rms, "this package": scale_by_rms}
 SIZES = np.geomspace(1e-18, 1e6, 49)
 """Of constant gradients, to see how the step depends on their size."""
 
@@ -34,8 +35,8 @@ class Found:
     Attributes:
       sweep: the digits, with eps as the setting: inside, outside, and SGD.
       updates: by place, [eps, sizes], the update for gradients of constant sizes.
-      finite: by place, [eps + 1], whether the update for gradients of exact zeros is
-        finite; the first is for an eps of 0.
+      finite: by library and place, [eps + 1], whether the update for gradients of
+        exact zeros is finite; the first is for an eps of 0.
     """
 
     sweep: Sweep
@@ -66,14 +67,19 @@ def measure(plan: Plan, on_part: OnPart) -> Found:
     for place, inside in PLACES.items():
         rows = [_update(eps, inside, SIZES) for eps in values]
         updates[place] = np.stack(rows)
-        zeros = [_update(eps, inside, np.zeros(1)) for eps in (0.0, *values)]
-        finite[place] = np.isfinite(zeros).all(axis=1)
+        for library, transform in LIBRARIES.items():
+            zeros = [
+                _update(eps, inside, np.zeros(1), transform) for eps in (0.0, *values)
+            ]
+            finite[f"{library}, {place}"] = np.isfinite(zeros).all(axis=1)
     return Found(found, updates, finite)
 
 
-def _update(eps: float, inside: bool, sizes: np.ndarray) -> np.ndarray:
+def _update(
+    eps: float, inside: bool, sizes: np.ndarray, transform: Any = scale_by_rms
+) -> np.ndarray:
     """Returns the update after 100 gradients of constant sizes, in float32."""
-    tx = scale_by_rms(0.9, eps, eps_in_sqrt=inside)
+    tx = transform(0.9, eps, eps_in_sqrt=inside)
     grads = jnp.asarray(sizes, jnp.float32)
 
     @jax.jit
@@ -87,8 +93,8 @@ def _update(eps: float, inside: bool, sizes: np.ndarray) -> np.ndarray:
 
 
 ZERO_RULE = (
-    "updates for gradients of exact zeros are finite with this eps, and are not without "
-    "any; nothing is random"
+    "updates for gradients of exact zeros are finite with this eps, and are not with an "
+    "eps of 0; nothing is random"
 )
 REST_RULE = (
     "test loss on digits at the rate tuned for each eps, over that with 1e-08 at the "
@@ -104,13 +110,13 @@ def judge(found: Found) -> list[Statement]:
     """Returns statements: on zeros, on all other effects, and on turning into SGD."""
     ats, usual = found.sweep.settings, found.sweep.settings.index(USUAL)
     zero, rest, last = [], [], []
+    for name, (without, *others) in found.finite.items():
+        for at, finite in zip(ats, others, strict=True):
+            done = 1.0 if finite and not without else -1.0
+            zero.append(Criterion(f"{name} the root, eps", at, np.full(2, done), low=0.0))
     for place in PLACES:
         group = f"{place} the root, eps"
         tuned = found.sweep.tuned(place)
-        without, *others = found.finite[place]
-        for at, finite in zip(ats, others, strict=True):
-            done = 1.0 if finite and not without else -1.0
-            zero.append(Criterion(group, at, np.full(2, done), low=0.0))
         keep = [i for i in range(len(ats)) if i != usual]
         rest += equal(group, [ats[i] for i in keep], (tuned - tuned[usual])[keep])
         sgd = tuned - found.sweep.tuned("sgd")

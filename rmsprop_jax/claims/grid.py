@@ -102,12 +102,12 @@ def sweep(
     """
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *map(_arrays, settings.values()))
     keys = jax.vmap(jax.random.key)(jnp.arange(plan.tuning + plan.seeds))
-    # Runs once: XLA would take many times as long to optimize the random numbers.
-    unoptimized = {"xla_backend_optimization_level": 0}
-    start = jax.jit(
-        partial(_start, problem, contenders), compiler_options=unoptimized
-    )
-    advance = jax.jit(partial(_advance, problem, contenders), donate_argnums=0)
+    start = jax.jit(partial(_start, problem, contenders), compiler_options=_level(0))
+    # As fast on CPUs as with all optimizations, which take twice as long to compile.
+    advance = jax.jit(
+        partial(_advance, problem, contenders),
+        donate_argnums=0, compiler_options=_level(1),
+    )  # fmt: skip
     grids = {name: np.asarray(rates[name], float) for name in contenders}
     found: dict[str, Runs] = {}
     for _ in range(extensions + 1):
@@ -131,6 +131,10 @@ def sweep(
             break
         grids = {name: _moved(found[name].rates, sides[name], rates) for name in found}
     return result
+
+
+def _level(level: int) -> dict[str, Any]:
+    return {"xla_backend_optimization_level": level}
 
 
 def _moved(tried: np.ndarray, side: Any, rates: Mapping[str, Any]) -> np.ndarray:
