@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from ..bench.statistics import interval
-from . import drift, noise
+from . import drift, noise, picture
 from .claim import Claim, summary_of
 from .contenders import ADAM, OURS
 from .grid import OnPart, Plan, stretches
@@ -59,7 +58,9 @@ def judge(found: Mapping[str, Sweep]) -> list[Statement]:
         Statement("Adam reaches a lower loss than RMSProp", LOSS_RULE, lower),
         Statement("for Adam more rates work than for RMSProp", WIDTH_RULE, ranges),
         Statement(
-            "RMSProp holds against Adam on very noisy or shifting data", HOLD_RULE, holds
+            "RMSProp holds against Adam on very noisy or shifting data",
+            HOLD_RULE,
+            holds,
         ),
     ]
 
@@ -83,21 +84,23 @@ def draw(figure: Figure, found: Mapping[str, Sweep]) -> None:
         for axes, samples in ((left, ratio), (right, width)):
             mean = samples.mean()
             low, high = interval(samples)
+            sign = mean if axes is right else -mean
+            colour = picture.STYLES[OURS if sign > 0 else ADAM][0]
             axes.errorbar(
-                mean, place, xerr=[[mean - low], [high - mean]], fmt="o",
-                color="#D55E00" if _ours(axes is left, mean) else "#0072B2", capsize=2,
+                mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=2,
+                color="#999999" if low <= 0 <= high else colour,
             )  # fmt: skip
     for axes in (left, right):
         axes.axvline(0, color="#444444", linewidth=0.8)
         axes.grid(alpha=0.25)
     left.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=8)
     left.invert_yaxis()
-    left.set_xlabel("log10 of RMSProp's measure / Adam's (left: RMSProp is better)")
-    right.set_xlabel("decades of rates that work, RMSProp − Adam (right: RMSProp)")
-
-
-def _ours(is_measure: bool, mean: np.floating) -> bool:
-    return bool(mean < 0) if is_measure else bool(mean > 0)
+    left.set_xlabel("log10 of RMSProp's measure / Adam's")
+    right.set_xlabel("decades of rates that work, RMSProp − Adam")
+    figure.supxlabel(
+        "orange: RMSProp is better; blue: Adam; grey: the 95 % interval has 0",
+        fontsize=9,
+    )
 
 
 CLAIM = Claim(

@@ -62,9 +62,7 @@ def measure(plan: Plan, on_part: OnPart) -> Found:
     decays = np.asarray(plan.some(DECAYS))
     steps = int((5 if plan.quick else STRETCH) / (1 - decays.max()))
     program = jax.jit(
-        jax.vmap(
-            jax.vmap(partial(_run, steps), in_axes=(None, 0)), in_axes=(0, None)
-        )
+        jax.vmap(jax.vmap(partial(_run, steps), in_axes=(None, 0)), in_axes=(0, None))
     )
     keys = jax.vmap(jax.random.key)(jnp.arange(plan.seeds))
     found = program(jnp.asarray(decays, jnp.float32), keys)

@@ -39,7 +39,9 @@ def summary_of(sweeps: Mapping[str, Sweep]) -> dict[str, Any]:
     """Returns the summary of an experiment that is made of sweeps."""
     return {
         "notes": [
-            f"{name}: {note}" for name, found in sweeps.items() for note in found.notes()
+            f"{name}: {note}"
+            for name, found in sweeps.items()
+            for note in found.notes()
         ],
         "sweeps": {name: found.summary() for name, found in sweeps.items()},
     }

@@ -17,9 +17,7 @@ PERIODS = (0.0, 400.0, 100.0, 25.0)
 
 DRIFTING, JUMPING, STREAM = "drifting optimum", "and gradients that jump", "stream"
 
-AGAINST_ADAGRAD = (
-    "mean measure along the run, RMSProp's over Adagrad's: the interval lies below 1 / 1.1"
-)
+AGAINST_ADAGRAD = "mean measure along the run, RMSProp's over Adagrad's: the interval lies below 1 / 1.1"
 AGAINST_SGD = (
     "the same over the better SGD's: the interval lies below 1.1, no more than a tenth "
     "worse"

@@ -200,9 +200,7 @@ def _start(
         return _optimizer(problem, make, rate, setting).init(params)
 
     states = [
-        _over(partial(init, make), "r", "c", "crs")(
-            rates[o], settings, params[o]
-        )
+        _over(partial(init, make), "r", "c", "crs")(rates[o], settings, params[o])
         for o, make in enumerate(contenders.values())
     ]
     return (params, states), worlds

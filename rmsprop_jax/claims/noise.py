@@ -99,7 +99,10 @@ def draw(figure: Figure, found: Mapping[str, Sweep]) -> None:
     for name in CONTENDERS:
         colour, marker, dash = picture.STYLES[name]
         width = [s.width(name).mean(axis=1) for s in found.values()]
-        right.plot(np.concatenate(width), marker + dash, color=colour)
+        right.plot(
+            np.concatenate(width), marker=marker, linestyle=dash, color=colour,
+            markersize=5,
+        )  # fmt: skip
     right.set_xticks(range(len(labels)), labels, rotation=30, ha="right", fontsize=8)
     right.set_ylabel("decades of rates that work")
     right.set_ylim(0)

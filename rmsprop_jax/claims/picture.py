@@ -21,7 +21,9 @@ LABELS = {**DEMO_LABELS, "sgd momentum": "SGD, momentum 0.9"}
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-def png(draw: Callable[[Figure, Any], None], found: Any, title: str, size: Any) -> bytes:
+def png(
+    draw: Callable[[Figure, Any], None], found: Any, title: str, size: Any
+) -> bytes:
     """Returns the picture of a claim as the bytes of a PNG file."""
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=12)
@@ -72,6 +74,4 @@ def line(
 def legend(figure: FigureBase, axes: Axes) -> None:
     """Puts what the lines of one frame mean under all frames."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=6, frameon=False
-    )
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)

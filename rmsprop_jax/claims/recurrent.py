@@ -15,8 +15,8 @@ from . import picture
 from .claim import Claim, summary_of
 from .contenders import CONTENDERS, OURS, SGD, clipped, grids
 from .grid import OnPart, Plan, stretches, sweep
-from .recurrence import BATCH_SIZE, CELLS, CHANCE, HIDDEN, draw as draw_batch
-from .recurrence import loss_at, loss_of, remembering
+from .recurrence import BATCH_SIZE, CELLS, CHANCE, HIDDEN, loss_at, loss_of, remembering
+from .recurrence import draw as draw_batch
 from .sweep import Sweep
 from .verdict import Criterion, Statement, as_good, better
 
@@ -63,7 +63,7 @@ def measure(plan: Plan, on_part: OnPart) -> Found:
     wide |= {name: 1e-14 * 100.0 ** np.arange(1, 7) for name in SGD}
     lengths = {name: plan.some(LENGTHS[name]) for name in CELLS}
     if plan.quick:
-        lengths = {name: (5, 10) for name in CELLS}
+        lengths = dict.fromkeys(CELLS, (5, 10))
     jobs = [(cell, length) for cell in CELLS for length in lengths[cell]]
     sweeps = {}
     for (cell, length), part in zip(jobs, stretches(on_part, len(jobs)), strict=True):
@@ -104,9 +104,7 @@ def _instruments(name: str, length: int, keys: jax.Array) -> dict[str, jax.Array
             updates, state = tx.update(grads, state)
             return state, (optax.global_norm(grads), optax.global_norm(updates))
 
-        _, (gradients, steps) = jax.lax.scan(
-            step, tx.init(params), jnp.arange(WARM_UP)
-        )
+        _, (gradients, steps) = jax.lax.scan(step, tx.init(params), jnp.arange(WARM_UP))
         batch = draw_batch(key, BATCH_SIZE, length)
         still = jnp.zeros((length, BATCH_SIZE, HIDDEN))
         by_time = jax.grad(lambda m: loss_at(cell, params, *batch, m))(still)
@@ -212,7 +210,8 @@ def draw(figure: Figure, found: Found) -> None:
         words = "clipped" if setting == CLIPPED else "not clipped"
         axes.set_title(f"{cell}, {words}", fontsize=9)
         axes.set_xlabel("length")
-    every[0].set_ylabel("loss after training")
+    every[0].set_ylabel("loss after training (dotted: a guess)")
+    every[0].set_ylim(3e-5, 30)
     picture.legend(below, every[0])
 
 

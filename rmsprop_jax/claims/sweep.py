@@ -97,7 +97,10 @@ class Sweep:
     def leader(self, names: tuple[str, ...]) -> list[str]:
         """Returns, for each setting, the optimizer that the tuning seeds prefer."""
         lowest = np.stack(
-            [self.scores(n)[:, :, : self.tuning].mean(axis=2).min(axis=1) for n in names]
+            [
+                self.scores(n)[:, :, : self.tuning].mean(axis=2).min(axis=1)
+                for n in names
+            ]
         )
         return [names[i] for i in lowest.argmin(axis=0)]
 
@@ -106,9 +109,7 @@ class Sweep:
 
         Paired by seed; which other is best at a setting the tuning seeds say.
         """
-        theirs = [
-            self.tuned(other)[i] for i, other in enumerate(self.leader(others))
-        ]
+        theirs = [self.tuned(other)[i] for i, other in enumerate(self.leader(others))]
         return self.tuned(name) - np.stack(theirs)
 
     def width(self, name: str) -> np.ndarray:
