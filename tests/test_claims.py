@@ -26,7 +26,8 @@ from rmsprop_jax.claims import (
     report,
     scales,
 )
-from rmsprop_jax.claims.grid import POINTS, Plan, sweep
+from rmsprop_jax.claims.grid import Plan, sweep
+from rmsprop_jax.claims.program import POINTS
 from rmsprop_jax.claims.sweep import Runs, Sweep
 from rmsprop_jax.claims.verdict import MARGIN, Criterion, Statement, better, equal
 
@@ -284,7 +285,7 @@ def test_products_written_out_are_products():
 def test_the_planted_weight_explodes_by_its_powers():
     keys = jax.vmap(jax.random.key)(jnp.arange(3))
     short, long = (
-        recurrent._instruments(recurrent.PLANTED, length, keys) for length in (100, 300)
+        recurrence.instruments(recurrent.PLANTED, length, keys) for length in (100, 300)
     )
     growth = np.log10(long["signal"] / short["signal"])
     assert growth == pytest.approx(200 * math.log10(recurrence.PLANTED), abs=0.1)

@@ -36,7 +36,7 @@ def _group(name: str) -> str:
 
 
 def hard(name: str, setting: str) -> bool:
-    """Returns whether a setting is very noisy (a small batch, heavy tails) or shifts."""
+    """Returns whether a setting is very noisy (small batch, heavy tails) or shifts."""
     if name in drift.GROUPS:
         return drift.changing(name, setting)
     if name == noise.HEAVY:
@@ -47,12 +47,12 @@ def hard(name: str, setting: str) -> bool:
 def judge(found: Mapping[str, Sweep]) -> list[Statement]:
     """Returns two statements for Adam and one for RMSProp."""
     lower, ranges, holds = [], [], []
-    for name, sweep in found.items():
-        group, ats = _group(name), _settings(name, sweep)
-        lower += better(group, ats, sweep.against(ADAM, (OURS,)))
-        ranges += wider(group, ats, widths(sweep, ADAM, (OURS,)))
-        keep = [i for i, at in enumerate(sweep.settings) if hard(name, at)]
-        ours = sweep.against(OURS, (ADAM,))[keep]
+    for name, swept in found.items():
+        group, ats = _group(name), _settings(name, swept)
+        lower += better(group, ats, swept.against(ADAM, (OURS,)))
+        ranges += wider(group, ats, widths(swept, ADAM, (OURS,)))
+        keep = [i for i, at in enumerate(swept.settings) if hard(name, at)]
+        ours = swept.against(OURS, (ADAM,))[keep]
         holds += as_good(group, [ats[i] for i in keep], ours)
     return [
         Statement("Adam reaches a lower loss than RMSProp", LOSS_RULE, lower),
@@ -65,20 +65,20 @@ def judge(found: Mapping[str, Sweep]) -> list[Statement]:
     ]
 
 
-def _settings(name: str, sweep: Sweep) -> tuple[str, ...]:
+def _settings(name: str, swept: Sweep) -> tuple[str, ...]:
     """Returns the settings; on the digits the batch size, which the name has."""
     digits = name.startswith(noise.DIGITS)
-    return (name.split()[-1],) if digits else sweep.settings
+    return (name.split()[-1],) if digits else swept.settings
 
 
 def draw(figure: Figure, found: Mapping[str, Sweep]) -> None:
     """Draws RMSProp's measure over Adam's, and the difference of their ranges."""
     left, right = figure.subplots(1, 2, sharey=True)
     rows = []
-    for name, sweep in found.items():
-        ratio = sweep.against(OURS, (ADAM,))
-        width = widths(sweep, OURS, (ADAM,))
-        for i, at in enumerate(_settings(name, sweep)):
+    for name, swept in found.items():
+        ratio = swept.against(OURS, (ADAM,))
+        width = widths(swept, OURS, (ADAM,))
+        for i, at in enumerate(_settings(name, swept)):
             rows.append((f"{_group(name)}: {at}", ratio[i], width[i]))
     for place, (_, ratio, width) in enumerate(rows):
         for axes, samples in ((left, ratio), (right, width)):

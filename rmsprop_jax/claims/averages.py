@@ -81,7 +81,7 @@ def _run(steps: int, decay: jax.Array, key: jax.Array) -> Any:
         def step(state: Any, grads: jax.Array) -> Any:
             before = state.nu
             updates, state = tx.update(grads, state)
-            return state, (before, state.nu, jnp.abs(updates))
+            return state, (before, state.nu, updates)
 
         return jax.lax.scan(step, state, grads)
 
@@ -101,7 +101,7 @@ def _run(steps: int, decay: jax.Array, key: jax.Array) -> Any:
     # In the mean over coordinates, so that chance plays no part.
     root = jnp.sqrt(jnp.mean(after, axis=1))
     recovery = jnp.sum((root > 2 / JUMP) & (jnp.arange(steps) < half)) + 1.0
-    return lag, variance, recovery, jnp.max(updates[half:])
+    return lag, variance, recovery, jnp.max(jnp.abs(updates[half:]))
 
 
 LAG_RULE = (

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from .. import rmsprop
-from .grid import Contender
+from .program import Contender
 
 SGD = ("sgd", "sgd momentum")
 OURS, ADAGRAD, ADAM = "rmsprop", "adagrad", "adam"

@@ -17,7 +17,10 @@ PERIODS = (0.0, 400.0, 100.0, 25.0)
 
 DRIFTING, JUMPING, STREAM = "drifting optimum", "and gradients that jump", "stream"
 
-AGAINST_ADAGRAD = "mean measure along the run, RMSProp's over Adagrad's: the interval lies below 1 / 1.1"
+AGAINST_ADAGRAD = (
+    "mean measure along the run, RMSProp's over Adagrad's: the interval lies below "
+    "1 / 1.1"
+)
 AGAINST_SGD = (
     "the same over the better SGD's: the interval lies below 1.1, no more than a tenth "
     "worse"
@@ -71,11 +74,11 @@ GROUPS = {
 def judge(found: Mapping[str, Sweep]) -> list[Statement]:
     """Returns a statement against Adagrad and one against SGD."""
     wins, copes = [], []
-    for name, sweep in found.items():
-        keep = [i for i, s in enumerate(sweep.settings) if changing(name, s)]
-        ats = [sweep.settings[i] for i in keep]
-        wins += better(GROUPS[name], ats, sweep.against(OURS, (ADAGRAD,))[keep])
-        copes += as_good(GROUPS[name], ats, sweep.against(OURS, SGD)[keep])
+    for name, swept in found.items():
+        keep = [i for i, s in enumerate(swept.settings) if changing(name, s)]
+        ats = [swept.settings[i] for i in keep]
+        wins += better(GROUPS[name], ats, swept.against(OURS, (ADAGRAD,))[keep])
+        copes += as_good(GROUPS[name], ats, swept.against(OURS, SGD)[keep])
     return [
         Statement(
             "a moving average beats Adagrad's sum when things change",
@@ -88,9 +91,9 @@ def judge(found: Mapping[str, Sweep]) -> list[Statement]:
 def draw(figure: Figure, found: Mapping[str, Sweep]) -> None:
     """Draws the measure against the speed of change."""
     every = figure.subplots(1, 3)
-    for axes, (name, sweep) in zip(every, found.items(), strict=True):
-        picture.by_setting(axes, range(len(sweep.settings)), sweep)
-        labels = [setting.removesuffix(" steps") for setting in sweep.settings]
+    for axes, (name, swept) in zip(every, found.items(), strict=True):
+        picture.by_setting(axes, range(len(swept.settings)), swept)
+        labels = [setting.removesuffix(" steps") for setting in swept.settings]
         axes.set_xticks(range(len(labels)), labels, fontsize=8)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel(

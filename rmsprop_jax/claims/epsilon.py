@@ -13,8 +13,9 @@ from .. import rmsprop, scale_by_rms
 from . import picture
 from .claim import Claim, summary_of
 from .contenders import CONTENDERS
-from .grid import Contender, OnPart, Plan, sweep
+from .grid import OnPart, Plan, sweep
 from .problems import digits_net
+from .program import Contender
 from .sweep import Sweep
 from .verdict import Criterion, Statement, equal
 
@@ -93,8 +94,8 @@ def _update(
 
 
 ZERO_RULE = (
-    "updates for gradients of exact zeros are finite with this eps, and are not with an "
-    "eps of 0; nothing is random"
+    "updates for gradients of exact zeros are finite with this eps, and are not with "
+    "an eps of 0; nothing is random"
 )
 REST_RULE = (
     "test loss on digits at the rate tuned for each eps, over that with 1e-08 at the "

@@ -22,8 +22,8 @@ LOSS_RULE = (
 )
 WIDTH_RULE = (
     "range of rates that work (measure within a factor of "
-    f"{WORKS:g} of the tuned one), RMSProp's less that of the SGD with the better tuned "
-    "measure, in decades: the interval lies above 0"
+    f"{WORKS:g} of the tuned one), RMSProp's less that of the SGD with the better "
+    "tuned measure, in decades: the interval lies above 0"
 )
 
 
@@ -65,15 +65,17 @@ def widths(sweep: Sweep, name: str, others: tuple[str, ...]) -> np.ndarray:
 
 def wider(group: str, ats: tuple[str, ...], samples: np.ndarray) -> list[Criterion]:
     """Returns criteria that widths [settings, seeds] are larger."""
-    return [Criterion(group, at, row, low=0.0) for at, row in zip(ats, samples)]
+    return [
+        Criterion(group, at, row, low=0.0) for at, row in zip(ats, samples, strict=True)
+    ]
 
 
 def judge(found: Mapping[str, Sweep]) -> list[Statement]:
     """Returns a statement on the loss and one on the range of rates."""
     losses, ranges = [], []
-    for name, sweep in found.items():
-        losses += as_good(group(name), sweep.settings, sweep.against(OURS, SGD))
-        ranges += wider(group(name), sweep.settings, widths(sweep, OURS, SGD))
+    for name, swept in found.items():
+        losses += as_good(group(name), swept.settings, swept.against(OURS, SGD))
+        ranges += wider(group(name), swept.settings, widths(swept, OURS, SGD))
     return [
         Statement("under noise it reaches as low a loss as SGD", LOSS_RULE, losses),
         Statement("under noise more rates work than for SGD", WIDTH_RULE, ranges),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..demo.tasks import Task, digits, metrics
-from .grid import Problem
+from .program import Problem
 
 DIMENSION = 16
 JUMP = 100.0
@@ -133,7 +133,7 @@ def digits_net(steps: int, batch_size: int, hidden: int = 16) -> Problem:
         return params, ()
 
     def of(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        # Examples last: twice as fast on CPUs, where each run has parameters of its own.
+        # Examples last: twice as fast on CPUs, where each run has its own parameters.
         h = jnp.tanh(params["w1"] @ x.T + params["b1"])
         return metrics((params["w2"] @ h + params["b2"]).T, y)[0]
 

@@ -1,12 +1,15 @@
 """Recurrent nets that have to remember their first input, and their gradients."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from .grid import Problem
+from .. import scale_by_rms
+from .program import Problem
 
 HIDDEN = 8
 BATCH_SIZE = 4
@@ -14,6 +17,9 @@ TEST = 16
 NOISE = 0.2
 PLANTED = 1.03
 """A recurrent weight of a unit without tanh: the gradient has its powers."""
+
+WARM_UP = 10
+"""Gradients that the averages have seen when steps are measured."""
 
 CHANCE = 1.0
 """The loss of the best constant, 0."""
@@ -137,3 +143,34 @@ def remembering(name: str, length: int, steps: int) -> Problem:
         return loss_of(cell, params, *draw(key, TEST, length))
 
     return Problem(start, loss, measure, steps, bounds=(1e-4, 10.0))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def instruments(name: str, length: int, keys: jax.Array) -> dict[str, jax.Array]:
+    """Returns signal, gradient and step of untrained nets [seeds]."""
+    init, cell = CELLS[name]
+    tx = scale_by_rms(0.9)
+
+    def one(key: jax.Array) -> dict[str, jax.Array]:
+        params = init(key)
+
+        def grads_of(step: jax.Array) -> Any:
+            batch = draw(jax.random.fold_in(key, step), BATCH_SIZE, length)
+            return jax.grad(partial(loss_of, cell))(params, *batch)
+
+        def step(state: Any, count: jax.Array) -> Any:
+            grads = grads_of(count)
+            updates, state = tx.update(grads, state)
+            return state, (optax.tree.norm(grads), optax.global_norm(updates))
+
+        _, (gradients, steps) = jax.lax.scan(step, tx.init(params), jnp.arange(WARM_UP))
+        batch = draw(key, BATCH_SIZE, length)
+        still = jnp.zeros((length, BATCH_SIZE, HIDDEN))
+        by_time = jax.grad(lambda m: loss_at(cell, params, *batch, m))(still)
+        norms = jnp.sqrt(jnp.sum(by_time**2, axis=(1, 2)))
+        return {
+            "signal": norms[0] / norms[-1], "gradient": gradients[-1],
+            "step": steps[-1],
+        }  # fmt: skip
+
+    return jax.vmap(one)(keys)

@@ -23,8 +23,8 @@ GEOMETRIES = {
 }
 
 RULE = (
-    "squared distance to the optimum after the same number of steps, RMSProp's over that "
-    "of the better SGD: the interval lies below 1 / 1.1"
+    "squared distance to the optimum after the same number of steps, RMSProp's over "
+    "that of the better SGD: the interval lies below 1 / 1.1"
 )
 
 
@@ -47,9 +47,9 @@ def judge(found: Mapping[str, Sweep]) -> list[Statement]:
     """Returns one statement, with a criterion for each geometry and condition."""
     criteria = [
         criterion
-        for name, sweep in found.items()
+        for name, swept in found.items()
         for criterion in better(
-            f"{name}, at condition", sweep.settings, sweep.against(OURS, SGD)
+            f"{name}, at condition", swept.settings, swept.against(OURS, SGD)
         )
     ]
     return [Statement("it helps on ill-scaled problems", RULE, criteria)]
@@ -58,8 +58,8 @@ def judge(found: Mapping[str, Sweep]) -> list[Statement]:
 def draw(figure: Figure, found: Mapping[str, Sweep]) -> None:
     """Draws the distance against the condition number, a frame for each geometry."""
     every = figure.subplots(2, 2, sharex=True, sharey=True).ravel()
-    for axes, (name, sweep) in zip(every, found.items(), strict=True):
-        picture.by_setting(axes, [float(x) for x in sweep.settings], sweep)
+    for axes, (name, swept) in zip(every, found.items(), strict=True):
+        picture.by_setting(axes, [float(x) for x in swept.settings], swept)
         axes.set_title(name, fontsize=10)
         axes.set_xscale("log")
     for axes in every[2:]:

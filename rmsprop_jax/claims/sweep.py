@@ -78,9 +78,17 @@ class Sweep:
         return self._log(np.where(stayed, score, np.nan))
 
     def best(self, name: str) -> np.ndarray:
-        """Returns [settings] indices of the rates that the tuning seeds choose."""
+        """Returns [settings] indices of the rates that the tuning seeds choose.
+
+        Of several that reach the same bound, as all that solve a problem, the middle.
+        """
         tuning = self.scores(name)[:, :, : self.tuning]
-        return np.array([best_rate(scores) for scores in tuning])
+        chosen = []
+        for scores in tuning:
+            means = scores.mean(axis=1)
+            equal = np.flatnonzero(means == means[best_rate(scores)])
+            chosen.append(equal[len(equal) // 2])
+        return np.array(chosen)
 
     def tuned(self, name: str) -> np.ndarray:
         """Returns log10 of the measure [settings, reported seeds] at these rates."""
@@ -96,12 +104,8 @@ class Sweep:
 
     def leader(self, names: tuple[str, ...]) -> list[str]:
         """Returns, for each setting, the optimizer that the tuning seeds prefer."""
-        lowest = np.stack(
-            [
-                self.scores(n)[:, :, : self.tuning].mean(axis=2).min(axis=1)
-                for n in names
-            ]
-        )
+        tuning = (self.scores(name)[:, :, : self.tuning] for name in names)
+        lowest = np.stack([scores.mean(axis=2).min(axis=1) for scores in tuning])
         return [names[i] for i in lowest.argmin(axis=0)]
 
     def against(self, name: str, others: tuple[str, ...]) -> np.ndarray:

@@ -13,10 +13,11 @@ MARGIN = math.log10(1.1)
 """What is better by less than a tenth is as good, in decades."""
 
 RULE = (
-    "A criterion is met where the confidence interval of its number (paired over seeds, "
-    "95 % for all criteria of the claim at once, by Bonferroni) lies in the range that "
-    "the claim needs; it is contradicted where the interval lies outside, and open "
-    "where it overlaps. All met: holds. None: does not hold. Otherwise: holds only when."
+    "A criterion is met where the confidence interval of its number (paired over "
+    "seeds, 95 % for all criteria of the claim at once, by Bonferroni) lies in the "
+    "range that the claim needs; it is contradicted where the interval is outside, and "
+    "open where it overlaps. All met: holds. None: does not hold. Otherwise: holds "
+    "only when."
 )
 
 
