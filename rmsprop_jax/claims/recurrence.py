@@ -161,7 +161,7 @@ def instruments(name: str, length: int, keys: jax.Array) -> dict[str, jax.Array]
         def step(state: Any, count: jax.Array) -> Any:
             grads = grads_of(count)
             updates, state = tx.update(grads, state)
-            return state, (optax.tree.norm(grads), optax.global_norm(updates))
+            return state, (optax.tree.norm(grads), optax.tree.norm(updates))
 
         _, (gradients, steps) = jax.lax.scan(step, tx.init(params), jnp.arange(WARM_UP))
         batch = draw(key, BATCH_SIZE, length)
