@@ -26,6 +26,10 @@ COMMANDS = {
         "rmsprop_jax.bench.command",
         "measure speed on this device or, ahead of time, on TPUs; and more",
     ),
+    "claims": (
+        "rmsprop_jax.claims.command",
+        "test what is said of RMSProp, each claim with a verdict",
+    ),
 }
 
 INTERRUPTED = 130

@@ -87,6 +87,7 @@ CORE = [name for name in MAP if not name.startswith("__") and "." not in name]
 DIALECTS = [name for name in MAP if name.startswith("dialects.")]
 FOR_PEOPLE = {
     "bench",
+    "claims",
     "cli",
     "demo",
     "convert.command",

@@ -21,15 +21,27 @@ def compared(losses: np.ndarray, base: np.ndarray) -> dict[str, Any]:
     difference = 100 * (losses - base) / base.mean()
     if not difference.any():
         return found
-    degrees = len(difference) - 1
     mean = difference.mean()
-    error = difference.std(ddof=1) / np.sqrt(len(difference))
-    width = student.ppf(1 - LEVEL / 2, degrees) * error
     return found | {
         "difference_percent": mean,
-        "interval_percent": [mean - width, mean + width],
-        "p": 2 * student.sf(abs(mean) / error, degrees),
+        "interval_percent": list(interval(difference)),
+        "p": 2 * student.sf(abs(mean) / _error(difference), len(difference) - 1),
     }
+
+
+def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Returns the confidence interval of the mean of values [seeds], at least two.
+
+    Args:
+      values: independent of one another.
+      level: how often it may miss the mean.
+    """
+    width = student.ppf(1 - level / 2, len(values) - 1) * _error(values)
+    return float(values.mean() - width), float(values.mean() + width)
+
+
+def _error(values: np.ndarray) -> float:
+    return values.std(ddof=1) / np.sqrt(len(values))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -15,7 +15,7 @@ from .train import Sweep
 
 # Colours of Okabe and Ito, which colour-blind people can tell apart, with a marker and
 # a dash each for those who see or print no colours.
-_STYLES = {
+STYLES = {
     "rmsprop": ("#D55E00", "o", "-"),
     "sgd": ("#444444", "s", ":"),
     "adagrad": ("#009E73", "^", "-."),
@@ -46,7 +46,7 @@ def figure(outcomes: Sequence[Outcome]) -> Figure:
 
 def _draw_curves(axes: Axes, outcome: Outcome) -> None:
     for name, sweep in outcome.sweeps.items():
-        colour, _, dash = _STYLES[name]
+        colour, _, dash = STYLES[name]
         mean, error = _mean_and_error(sweep.validation_loss[:, sweep.best])
         label = f"{LABELS[name]}, rate {sweep.learning_rates[sweep.best]:g}"
         steps = sweep.evaluated_at
@@ -66,7 +66,7 @@ def _draw_curves(axes: Axes, outcome: Outcome) -> None:
 
 def _draw_rates(axes: Axes, outcome: Outcome) -> None:
     for name, sweep in outcome.sweeps.items():
-        colour, marker, dash = _STYLES[name]
+        colour, marker, dash = STYLES[name]
         mean, error = _mean_and_error(sweep.validation_loss[-1])
         axes.errorbar(
             sweep.learning_rates, mean, error, fmt=marker + dash, color=colour,
@@ -91,7 +91,7 @@ def _mark_above(axes: Axes, outcome: Outcome, top: float) -> None:
         mean, _ = _mean_and_error(sweep.validation_loss[-1])
         above = sweep.learning_rates[~(mean <= top)]
         (marks,) = axes.plot(
-            above, np.full(len(above), top), "x", color=_STYLES[name][0],
+            above, np.full(len(above), top), "x", color=STYLES[name][0],
             markersize=9, markeredgewidth=2, clip_on=False, zorder=5,
         )  # fmt: skip
         marks.set_in_layout(False)

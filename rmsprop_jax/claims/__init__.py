@@ -1,0 +1,1 @@
+"""The experiments of `rmsprop-jax claims`: what is said of RMSProp, tested."""

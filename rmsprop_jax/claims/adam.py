@@ -1,0 +1,110 @@
+"""Claim 7: Adam is more robust; RMSProp can hold with very noisy or shifting data."""
+
+from collections.abc import Mapping
+
+from matplotlib.figure import Figure
+
+from ..bench.statistics import interval
+from . import drift, noise, picture
+from .claim import Claim, summary_of
+from .contenders import ADAM, OURS
+from .grid import OnPart, Plan, stretches
+from .noise import wider, widths
+from .sweep import Sweep
+from .verdict import Statement, as_good, better
+
+LOSS_RULE = (
+    "measure at the tuned rate, Adam's over RMSProp's: the interval lies below 1 / 1.1"
+)
+WIDTH_RULE = (
+    "range of rates that work, Adam's less RMSProp's, in decades: the interval lies "
+    "above 0"
+)
+HOLD_RULE = (
+    "measure at the tuned rate, RMSProp's over Adam's: the interval lies below 1.1"
+)
+
+
+def measure(plan: Plan, on_part: OnPart) -> dict[str, Sweep]:
+    """Returns the sweeps of the claims on noise and drift, which are not run twice."""
+    first, second = stretches(on_part, 2)
+    return {**noise.measure(plan, first), **drift.measure(plan, second)}
+
+
+def _group(name: str) -> str:
+    return drift.GROUPS.get(name) or noise.group(name)
+
+
+def hard(name: str, setting: str) -> bool:
+    """Returns whether a setting is very noisy (small batch, heavy tails) or shifts."""
+    if name in drift.GROUPS:
+        return drift.changing(name, setting)
+    if name == noise.HEAVY:
+        return setting != "normal"
+    return int(name.split()[-1]) <= 4
+
+
+def judge(found: Mapping[str, Sweep]) -> list[Statement]:
+    """Returns two statements for Adam and one for RMSProp."""
+    lower, ranges, holds = [], [], []
+    for name, swept in found.items():
+        group, ats = _group(name), _settings(name, swept)
+        lower += better(group, ats, swept.against(ADAM, (OURS,)))
+        ranges += wider(group, ats, widths(swept, ADAM, (OURS,)))
+        keep = [i for i, at in enumerate(swept.settings) if hard(name, at)]
+        ours = swept.against(OURS, (ADAM,))[keep]
+        holds += as_good(group, [ats[i] for i in keep], ours)
+    return [
+        Statement("Adam reaches a lower loss than RMSProp", LOSS_RULE, lower),
+        Statement("for Adam more rates work than for RMSProp", WIDTH_RULE, ranges),
+        Statement(
+            "RMSProp holds against Adam on very noisy or shifting data",
+            HOLD_RULE,
+            holds,
+        ),
+    ]
+
+
+def _settings(name: str, swept: Sweep) -> tuple[str, ...]:
+    """Returns the settings; on the digits the batch size, which the name has."""
+    digits = name.startswith(noise.DIGITS)
+    return (name.split()[-1],) if digits else swept.settings
+
+
+def draw(figure: Figure, found: Mapping[str, Sweep]) -> None:
+    """Draws RMSProp's measure over Adam's, and the difference of their ranges."""
+    left, right = figure.subplots(1, 2, sharey=True)
+    rows = []
+    for name, swept in found.items():
+        ratio = swept.against(OURS, (ADAM,))
+        width = widths(swept, OURS, (ADAM,))
+        for i, at in enumerate(_settings(name, swept)):
+            rows.append((f"{_group(name)}: {at}", ratio[i], width[i]))
+    for place, (_, ratio, width) in enumerate(rows):
+        for axes, samples in ((left, ratio), (right, width)):
+            mean = samples.mean()
+            low, high = interval(samples)
+            sign = mean if axes is right else -mean
+            colour = picture.STYLES[OURS if sign > 0 else ADAM][0]
+            axes.errorbar(
+                mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=2,
+                color="#999999" if low <= 0 <= high else colour,
+            )  # fmt: skip
+    for axes in (left, right):
+        axes.axvline(0, color="#444444", linewidth=0.8)
+        axes.grid(alpha=0.25)
+    left.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=8)
+    left.invert_yaxis()
+    left.set_xlabel("log10 of RMSProp's measure / Adam's")
+    right.set_xlabel("decades of rates that work, RMSProp − Adam")
+    figure.supxlabel(
+        "orange: RMSProp is better; blue: Adam; grey: the 95 % interval has 0",
+        fontsize=9,
+    )
+
+
+CLAIM = Claim(
+    "adam", "Adam is often more robust; RMSProp can hold with noisy or shifting data",
+    measure, judge, draw, lambda found: {**summary_of(found), "sweeps": {}},
+    size=(12, 7.5),
+)  # fmt: skip
