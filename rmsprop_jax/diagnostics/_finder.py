@@ -1,0 +1,224 @@
+"""A learning-rate finder: all rates in one compiled program."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .. import _checks
+from ..convert._files import needed
+from ._show import INSTALL
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Sweep(NamedTuple):
+    """What `sweep_rates` found.
+
+    Attributes:
+      rates: [rates], in the order that they came in.
+      losses: [rates, steps], each before the update with that batch.
+      final: [rates], the mean loss over the last tenth of the steps, one at least.
+      diverged: [rates], whether a loss was not finite, or `final` above the first one.
+      suggestion: the rate with the lowest `final` of those that did not diverge; NaN if
+        all did.
+    """
+
+    rates: np.ndarray
+    losses: np.ndarray
+    final: np.ndarray
+    diverged: np.ndarray
+    suggestion: float
+
+
+def sweep_rates(
+    loss: Callable[[Any, Any], jax.Array],
+    params: optax.Params,
+    make_tx: Callable[[Any], optax.GradientTransformation],
+    rates: Sequence[float],
+    batches: Any,
+    *,
+    at_once: int | None = None,
+) -> Sweep:
+    """Trains from the same parameters on the same batches at every learning rate.
+
+    All is one compiled program. It suggests the rate with the lowest mean loss over
+    the last tenth of the steps, of those that did not diverge. Of a short run that is
+    a rate for the start: take the largest one that is nearly as good if a schedule will
+    lower it.
+
+    Args:
+      loss: a function of parameters and a batch that returns a scalar.
+      params: the initial parameters.
+      make_tx: makes the optimizer of a learning rate, such as `rmsprop`; the rate is
+        traced.
+      rates: the learning rates, greater than 0.
+      batches: the batches, a tree of arrays [steps, ...]: for the same batch at every
+        step, ``jnp.broadcast_to(x, (steps, *x.shape))``.
+      at_once: how many rates to train side by side, all by default; with 1 the program
+        needs the memory of one run.
+
+    Returns:
+      A `Sweep`.
+
+    Raises:
+      ValueError: for a rate that is not positive, no rates or no batches, and
+        an `at_once` below 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import diagnostics, rmsprop
+      >>> x = jnp.broadcast_to(jnp.arange(4.0), (60, 4))  # the same batch in 60 steps
+      >>> found = diagnostics.sweep_rates(
+      ...     lambda w, x: jnp.mean((w * x - 3 * x) ** 2), jnp.zeros(()), rmsprop,
+      ...     [1e-3, 1e-2, 1e-1, 1e3], x)
+      >>> found.suggestion, found.diverged.tolist()
+      (0.1, [False, False, False, True])
+    """
+    rates = np.atleast_1d(np.asarray(rates, float)).tolist()
+    for rate in rates:
+        _checks.number("rates", rate, "finite and greater than 0")
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
+    if not rates or len(lengths) != 1 or lengths & {(), (0,)}:
+        raise ValueError(
+            "`rates` and `batches` must not be empty, and every array of `batches` "
+            f"must have the steps on its first axis: got {len(rates)} rates, first "
+            f"axes {sorted(lengths)}."
+        )
+    if at_once is not None and at_once < 1:
+        raise ValueError(f"`at_once` must be at least 1, got {at_once}.")
+
+    def train(params: Any, batches: Any, rate: jax.Array) -> jax.Array:
+        tx = make_tx(rate)
+
+        def step(carry: Any, batch: Any) -> tuple[Any, jax.Array]:
+            params, state = carry
+            value, gradients = jax.value_and_grad(loss)(params, batch)
+            updates, state = tx.update(_conjugate(gradients), state, params)
+            return (optax.apply_updates(params, updates), state), value
+
+        return jax.lax.scan(step, (params, tx.init(params)), batches)[1]
+
+    @jax.jit
+    def run(params: Any, batches: Any, rates: jax.Array) -> jax.Array:
+        return jax.lax.map(
+            lambda rate: train(params, batches, rate),
+            rates,
+            batch_size=min(at_once or len(rates), len(rates)),
+        )
+
+    params = jax.tree.map(jnp.asarray, params)
+    losses = np.asarray(run(params, batches, jnp.asarray(rates, jnp.float32)), float)
+    return _judged(np.asarray(rates), losses)
+
+
+def best_rate(losses: np.ndarray) -> int:
+    """Returns the index of the lowest mean of a loss [rates, runs or steps].
+
+    A loss that is not finite counts as infinite: a run that diverged does not win.
+    """
+    finite = np.where(np.isfinite(losses), losses, np.inf)
+    return int(np.argmin(finite.mean(axis=1)))
+
+
+def rate_picture(sweep: Sweep) -> "Figure":
+    """Returns a picture of the loss against the learning rate, and of every run.
+
+    On the left, the loss of every rate after a quarter and half of the steps and at
+    the end, with a ring around the suggestion and a cross on the upper edge for a run
+    that diverged. On the right, the losses over the steps.
+
+    Args:
+      sweep: what `sweep_rates` returned.
+
+    Returns:
+      A `matplotlib.figure.Figure`.
+
+    Raises:
+      ImportError: without matplotlib.
+    """
+    figure_module = needed("matplotlib.figure", "A picture of a sweep", INSTALL)
+    colours = needed("matplotlib", "A picture of a sweep", INSTALL).colormaps["viridis"]
+    figure = figure_module.Figure(figsize=(10.5, 4.3), dpi=130, layout="constrained")
+    by_rate, by_step = figure.subplots(1, 2, sharey=True)
+    order = np.argsort(sweep.rates)
+    rates, losses = sweep.rates[order], sweep.losses[order]
+    diverged, final = sweep.diverged[order], sweep.final[order]
+    steps = losses.shape[1]
+    for part, alpha in ((0.25, 0.35), (0.5, 0.6)):
+        early = _tail(losses[:, : max(1, round(part * steps))])
+        shown = np.where(np.isfinite(early), early, np.nan)
+        label = f"after {part:.0%} of the steps"
+        by_rate.plot(rates, shown, color="#0072B2", alpha=alpha, label=label)
+    shown = np.where(diverged, np.nan, final)
+    by_rate.plot(rates, shown, "o-", color="#D55E00", label="the last tenth")
+    top, bottom = _frame(losses, final[~diverged])
+    if diverged.any():
+        by_rate.plot(
+            rates[diverged], np.full(diverged.sum(), top), "x", color="#444444",
+            markersize=9, markeredgewidth=2, clip_on=False, label="diverged", zorder=5,
+        )  # fmt: skip
+    if np.isfinite(sweep.suggestion):
+        by_rate.plot(
+            sweep.suggestion, final[rates == sweep.suggestion][0], "o", markersize=13,
+            color="#D55E00", markerfacecolor="none", markeredgewidth=1.5,
+            label=f"suggestion: {sweep.suggestion:.3g}",
+        )  # fmt: skip
+    by_rate.set_xscale("log")
+    by_rate.set_xlabel("learning rate")
+    by_rate.set_ylabel("loss")
+    by_rate.legend(frameon=False, fontsize=8)
+    for i, (rate, run) in enumerate(zip(rates, losses, strict=True)):
+        shown = np.where(np.isfinite(run), run, np.nan)
+        by_step.plot(
+            np.arange(steps), shown, ":" if diverged[i] else "-", label=f"{rate:.3g}",
+            color=colours(i / max(1, len(rates) - 1)), linewidth=1.2,
+        )  # fmt: skip
+    by_step.set_xlabel("step (dotted: diverged)")
+    by_step.margins(x=0)
+    if bottom > 0 and top > 5 * bottom:
+        by_rate.set_yscale("log")
+        by_rate.set_ylim(0.8 * bottom, top)
+    else:
+        by_rate.set_ylim(bottom - 0.05 * (top - bottom), top)
+    for axes in (by_rate, by_step):
+        axes.grid(alpha=0.25)
+    if len(rates) <= 12:
+        figure.legend(
+            *by_step.get_legend_handles_labels(), loc="outside right upper",
+            title="rate", frameon=False, fontsize=8,
+        )  # fmt: skip
+    return figure
+
+
+def _judged(rates: np.ndarray, losses: np.ndarray) -> Sweep:
+    with np.errstate(invalid="ignore", over="ignore"):
+        final = _tail(losses)
+        diverged = ~np.isfinite(losses).all(axis=1) | ~(final <= losses[:, 0])
+    suggestion = np.nan
+    if not diverged.all():
+        candidates = np.where(diverged, np.inf, final)
+        suggestion = float(rates[best_rate(candidates[:, None])])
+    return Sweep(rates, losses, final, diverged, suggestion)
+
+
+def _tail(losses: np.ndarray) -> np.ndarray:
+    """Returns the means over the last tenth, of one step at least."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return losses[:, -max(1, losses.shape[1] // 10) :].mean(axis=1)
+
+
+def _frame(losses: np.ndarray, final: np.ndarray) -> tuple[float, float]:
+    """Returns the limits of what is shown: what is worse than the start leaves it."""
+    first = float(np.max(losses[:, 0][np.isfinite(losses[:, 0])], initial=1e-30))
+    lowest = float(np.min(final, initial=first))
+    return first + 0.1 * abs(first), lowest
+
+
+def _conjugate(gradients: Any) -> Any:
+    """JAX's gradients of complex parameters point the other way in their phase."""
+    return jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, gradients)
