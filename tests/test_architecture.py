@@ -65,6 +65,7 @@ MAP = {
         "_leaves",
         "_spectrum",
         "_transform",
+        "convert",
         "storage",
     },
     "diagnostics._watch": {"_checks", "_signature", "_values", "dialects", "storage"},

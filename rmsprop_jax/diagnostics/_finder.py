@@ -22,14 +22,17 @@ class Sweep(NamedTuple):
     Attributes:
       rates: [rates], in the order that they came in.
       losses: [rates, steps], each before the update with that batch.
+      untrained: [steps], those of the initial parameters.
       final: [rates], the mean loss over the last tenth of the steps, one at least.
-      diverged: [rates], whether a loss was not finite, or `final` above the first one.
+      diverged: [rates], whether a loss was not finite, or `final` above that of the
+        initial parameters on the same batches.
       suggestion: the rate with the lowest `final` of those that did not diverge; NaN if
         all did.
     """
 
     rates: np.ndarray
     losses: np.ndarray
+    untrained: np.ndarray
     final: np.ndarray
     diverged: np.ndarray
     suggestion: float
@@ -104,16 +107,18 @@ def sweep_rates(
         return jax.lax.scan(step, (params, tx.init(params)), batches)[1]
 
     @jax.jit
-    def run(params: Any, batches: Any, rates: jax.Array) -> jax.Array:
-        return jax.lax.map(
+    def run(params: Any, batches: Any, rates: jax.Array) -> Any:
+        untrained = jax.lax.map(lambda batch: loss(params, batch), batches)
+        return untrained, jax.lax.map(
             lambda rate: train(params, batches, rate),
             rates,
             batch_size=min(at_once or len(rates), len(rates)),
         )
 
     params = jax.tree.map(jnp.asarray, params)
-    losses = np.asarray(run(params, batches, jnp.asarray(rates, jnp.float32)), float)
-    return _judged(np.asarray(rates), losses)
+    found = run(params, batches, jnp.asarray(rates, jnp.float32))
+    untrained, losses = (np.asarray(x, float) for x in found)
+    return _judged(np.asarray(rates), losses, untrained)
 
 
 def best_rate(losses: np.ndarray) -> int:
@@ -195,15 +200,15 @@ def rate_picture(sweep: Sweep) -> "Figure":
     return figure
 
 
-def _judged(rates: np.ndarray, losses: np.ndarray) -> Sweep:
+def _judged(rates: np.ndarray, losses: np.ndarray, untrained: np.ndarray) -> Sweep:
     with np.errstate(invalid="ignore", over="ignore"):
         final = _tail(losses)
-        diverged = ~np.isfinite(losses).all(axis=1) | ~(final <= losses[:, 0])
+        diverged = ~np.isfinite(losses).all(axis=1) | ~(final <= _tail(untrained[None]))
     suggestion = np.nan
     if not diverged.all():
         candidates = np.where(diverged, np.inf, final)
         suggestion = float(rates[best_rate(candidates[:, None])])
-    return Sweep(rates, losses, final, diverged, suggestion)
+    return Sweep(rates, losses, untrained, final, diverged, suggestion)
 
 
 def _tail(losses: np.ndarray) -> np.ndarray:
