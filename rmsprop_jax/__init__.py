@@ -8,6 +8,7 @@ from . import decay as decay
 from . import diagnostics as diagnostics
 from . import dialects as dialects
 from . import rounding as rounding
+from . import sharding as sharding
 from . import storage as storage
 from ._rmsprop import rmsprop as rmsprop
 from ._transform import ScaleByRmsState as ScaleByRmsState

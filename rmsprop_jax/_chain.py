@@ -1,7 +1,7 @@
 """The elements that `rmsprop` chains around `scale_by_rms`."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -19,11 +19,12 @@ def scale(rate: Any, sign: int) -> optax.GradientTransformation:
     if callable(rate):
         schedule: Callable[..., Any] = rate
         return optax.scale_by_schedule(lambda count: sign * schedule(count))
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(
-            lambda u: jnp.asarray(sign * rate, u.dtype) * u, updates
-        )
-    )
+
+    def scaled(updates: optax.Updates, params: Any) -> optax.Updates:
+        rates = cache(partial(jnp.asarray, sign * rate))
+        return jax.tree.map(lambda u: rates(u.dtype) * u, updates)
+
+    return optax.stateless(scaled)
 
 
 def momentum(
@@ -46,12 +47,6 @@ def momentum(
         zeros = partial(storage.full, value=0, form=form)
         return optax.TraceState(trace=jax.tree.map(zeros, params))
 
-    def accumulate(u: jax.Array, b: jax.Array) -> jax.Array:
-        _leaves.same_kind("gradient", u, "momentum", b)
-        real = _leaves.arithmetic_dtype(u, b)
-        dtype, b = _leaves.like(u, real), storage.read(b, real)
-        return u.astype(dtype) + jnp.asarray(momentum, dtype) * b
-
     def update(
         updates: optax.Updates,
         state: Any,
@@ -62,21 +57,33 @@ def momentum(
     ) -> tuple[optax.Updates, optax.TraceState]:
         del params, extra_args
         _checks.state_of("momentum", state, optax.TraceState)
-        buffer = _map(accumulate, updates, state.trace)
-        steps = _map(accumulate, updates, buffer) if nesterov else buffer
+        rates = cache(partial(jnp.asarray, momentum))
 
-        def written(path: Any, b: Any, stored: Any) -> Any:
-            if b is None:
-                return stored
-            return storage.write(b, stored, rounding.source(path, "momentum", step))
+        def leaf(path: Any, u: jax.Array, stored: Any) -> Any:
+            dtype = _leaves.like(u, _leaves.arithmetic_dtype(u, stored))
+            bits = rounding.source(path, "momentum", step)
+            return _accumulate(rates(dtype), bits, u, stored, nesterov=bool(nesterov))
 
-        trace = jax.tree_util.tree_map_with_path(
-            written, buffer, state.trace, is_leaf=_checks.is_none
-        )
-        steps = _map(storage.tied, steps, trace)
+        steps, trace = _leaves.each(leaf, updates, state.trace)
         return steps, optax.TraceState(trace=trace)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+@partial(jax.jit, static_argnames="nesterov")
+def _accumulate(
+    momentum: jax.Array, bits: rounding.Source, u: Any, stored: Any, *, nesterov: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the step of one leaf, and its buffer, as it is stored."""
+    _leaves.same_kind("gradient", u, "momentum", stored)
+    real = _leaves.arithmetic_dtype(u, stored)
+
+    def plus(b: jax.Array) -> jax.Array:
+        return u.astype(momentum.dtype) + momentum * storage.read(b, real)
+
+    buffer = plus(stored)
+    written = storage.write(buffer, stored, bits)
+    return storage.tied(plus(buffer) if nesterov else buffer, written), written
 
 
 def cautious(
@@ -162,10 +169,10 @@ def in_wide_dtype(
     So no step of the chain rounds to a narrow dtype or promotes its state, whatever
     the dtypes of parameters, gradients and hyperparameters are.
     """
-    sign = -1 if maximize else 1
 
     def widened(g: Any) -> jax.Array:
-        return sign * jnp.asarray(g, _leaves.like(g, _leaves.arithmetic_dtype(g)))
+        wide = jnp.asarray(g, _leaves.like(g, _leaves.arithmetic_dtype(g)))
+        return -wide if maximize else wide
 
     def update(
         updates: optax.Updates,

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from . import _checks
+
 
 def arithmetic_dtype(*leaves: Any) -> jnp.dtype:
     """Returns the real dtype to compute in: float64 if any leaf has it, else float32.
@@ -56,3 +58,26 @@ def on_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Ar
     if jnp.iscomplexobj(x):
         return jax.lax.complex(function(x.real), function(x.imag))
     return function(x)
+
+
+def each(function: Callable[..., Any], updates: Any, *trees: Any) -> tuple[Any, ...]:
+    """Returns trees of what function(path, u, *others) returns of each leaf.
+
+    None, a parameter without a gradient, stays None and leaves the others as they are.
+
+    Args:
+      function: returns as many values as there are trees.
+      updates: a tree of gradients or updates.
+      trees: with the leaves of `updates`; or None, which is None for each.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(
+        updates, is_leaf=_checks.is_none
+    )
+    none = [None] * len(leaves)
+    others = [none if t is None else treedef.flatten_up_to(t) for t in trees]
+    found = [
+        (u, *rest) if u is None else function(path, u, *rest)
+        for (path, u), *rest in zip(leaves, *others, strict=True)
+    ]
+    columns = zip(*found, strict=True) if found else [()] * (1 + len(trees))
+    return tuple(map(treedef.unflatten, columns))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import optax
 
 from . import _checks, _leaves, rounding, storage
 from ._signature import factory
-from .decay import Weights, as_schedule, weights
+from .decay import as_schedule, weights
 
 
 class ScaleByRmsState(NamedTuple):
@@ -152,55 +152,55 @@ def scale_by_rms(
                 f"`centered` is {centered}, but the state has {found}: it comes from "
                 "another transformation. Use the state that this one's `init` returns."
             )
-        options = schedule(state.count), eps_root, eps, skip_nonfinite
-        step = partial(_update_leaf, options, forms, state.count)
-        # None is a leaf here: a parameter without a gradient.
-        grads, treedef = jax.tree_util.tree_flatten_with_path(
-            updates, is_leaf=_checks.is_none
-        )
-        nus = treedef.flatten_up_to(state.nu)
-        mus = treedef.flatten_up_to(state.mu) if centered else [None] * len(nus)
-        leaves = [step(*leaf) for leaf in zip(grads, nus, mus, strict=True)]
-        us, nus, mus = zip(*leaves, strict=True) if leaves else ((), (), ())
-        return treedef.unflatten(us), ScaleByRmsState(
-            count=jnp.asarray(optax.safe_increment(state.count)),
-            nu=treedef.unflatten(nus),
-            mu=treedef.unflatten(mus) if centered else None,
-        )
+        rho = schedule(state.count)
+
+        @cache
+        def numbers(real: Any) -> tuple[jax.Array, ...]:
+            return *weights(rho, real), *(jnp.asarray(x, real) for x in (eps_root, eps))
+
+        def step(path: Any, g: Any, nu: Any, mu: Any) -> Any:
+            names = ("nu",) if mu is None else ("nu", "mu")
+            return _update_leaf(
+                numbers(_leaves.arithmetic_dtype(g, nu)),
+                [rounding.source(path, name, state.count) for name in names],
+                *(g, nu, mu),
+                forms=forms,
+                skip_nonfinite=bool(skip_nonfinite),
+            )
+
+        us, nu, mu = _leaves.each(step, updates, state.nu, state.mu)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return us, ScaleByRmsState(count, nu, mu if centered else None)
 
     return optax.GradientTransformation(storage.placed(init), update)
 
 
+# Traced and lowered once for all leaves of a shape, of which there may be thousands.
+@partial(jax.jit, static_argnames=("forms", "skip_nonfinite"))
 def _update_leaf(
-    options: tuple[Any, ...],
-    forms: tuple[storage.Format, storage.Format],
-    count: jax.Array,
-    path_and_g: tuple[Any, Any],
+    numbers: tuple[jax.Array, ...],
+    sources: list[rounding.Source],
+    g: Any,
     nu: Any,
     mu: Any,
-) -> tuple[Any, Any, Any]:
+    *,
+    forms: tuple[storage.Format, storage.Format],
+    skip_nonfinite: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Returns the update of one leaf, and its accumulators, as they are stored."""
-    (rho, eps_root, eps, skip_nonfinite), (path, g) = options, path_and_g
-    if g is None:
-        return None, nu, mu
     if mu is not None:
         _leaves.same_kind("gradient", g, "mu", mu)
     real = _leaves.arithmetic_dtype(g, nu)
-    keep, take = weights(rho, real)
     u, new_nu, new_mu = _recursion(
         jnp.asarray(g, _leaves.like(g, real)),
         storage.read(nu, real, forms[0]),
         None if mu is None else storage.read(mu, real),
-        keep=keep,
-        take=take,
-        left=1 - take if isinstance(rho, Weights) else keep,
-        eps_root=jnp.asarray(eps_root, real),
-        eps=jnp.asarray(eps, real),
+        *numbers,
         skip_nonfinite=skip_nonfinite,
     )
+    new_nu = storage.write(new_nu, nu, sources[0], forms[0])
     if new_mu is not None:
-        new_mu = storage.write(new_mu, mu, rounding.source(path, "mu", count))
-    new_nu = storage.write(new_nu, nu, rounding.source(path, "nu", count), forms[0])
+        new_mu = storage.write(new_mu, mu, sources[1])
     return storage.tied(u, new_nu, new_mu).astype(jnp.result_type(g)), new_nu, new_mu
 
 
@@ -208,12 +208,12 @@ def _recursion(
     g: jax.Array,
     nu: jax.Array,
     mu: jax.Array | None,
-    *,
     keep: jax.Array,
     take: jax.Array,
     left: jax.Array,
     eps_root: jax.Array,
     eps: jax.Array,
+    *,
     skip_nonfinite: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """The equation in the docstring of `scale_by_rms`, in one precision throughout."""

@@ -132,13 +132,18 @@ def power(exponent: jax.typing.ArrayLike = 0.8) -> Schedule:
     return schedule
 
 
-def weights(rho: Any, dtype: Any) -> Weights:
-    """Returns both weights of a step in `dtype`, of what a schedule returned."""
+def weights(rho: Any, dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns in `dtype`, of what a schedule returned, what a step keeps and takes.
+
+    And what it leaves of a deviation from the mean, which is 1 less what it takes.
+    """
     if not isinstance(rho, Weights):
         # In the caller's precision: float32 leaves three digits of 1 - 0.9999.
-        return Weights(jnp.asarray(rho, dtype), jnp.asarray(1 - rho, dtype))
+        keep = jnp.asarray(rho, dtype)
+        return keep, jnp.asarray(1 - rho, dtype), keep
     keep = jnp.asarray(rho.keep, dtype)
-    return Weights(keep, 1 - keep if rho.take is None else jnp.asarray(rho.take, dtype))
+    take = 1 - keep if rho.take is None else jnp.asarray(rho.take, dtype)
+    return keep, take, 1 - take
 
 
 def as_schedule(decay: Any, bias_correction: Any) -> Schedule:

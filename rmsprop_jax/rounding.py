@@ -5,17 +5,24 @@ rounding to nearest loses every change under half a step: an average in bfloat16
 and so do parameters.
 """
 
+import contextlib
+import dataclasses
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextvars import ContextVar
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from . import _checks
 
 _GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: far apart for steps next to each other
+
+_pieces_of: ContextVar[Any] = ContextVar("pieces_of", default=None)
 
 
 def random_bits(
@@ -47,22 +54,62 @@ def random_bits(
       The finaliser is lowbias32 of Chris Wellons, Prospecting for Hash Functions, 2018
       (https://nullprogram.com/blog/2018/07/31/).
     """
-    index = jnp.zeros(shape, jnp.uint32)
-    stride = 1
-    for axis in reversed(range(len(shape))):
-        counts = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-        index += counts * jnp.uint32(stride % 2**32)
-        stride *= shape[axis]
-    key = jnp.asarray(step).astype(jnp.uint32) * jnp.uint32(_GOLDEN)
-    return _mixed_high(index ^ _mixed(key + jnp.uint32(seed % 2**32)))
+    return Source(step, np.uint32(seed % 2**32))(shape)
 
 
-def source(
-    path: Any, what: str, step: jax.typing.ArrayLike, seed: int = 0
-) -> Callable[[tuple[int, ...]], jax.Array]:
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("step", "seed"),
+    meta_fields=("axis_name",),
+)
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Makes the bits of a leaf; a tree, so that one trace serves leaves of one shape.
+
+    Attributes:
+      step: the number of the update.
+      seed: of the leaf, a uint32 scalar.
+      axis_name: of the mesh, where a leaf is one of the pieces that `in_pieces` means.
+    """
+
+    step: jax.typing.ArrayLike
+    seed: Any
+    axis_name: Any = None
+
+    def __call__(self, shape: tuple[int, ...]) -> jax.Array:
+        """Returns the bits for an array of that shape."""
+        index = jnp.zeros(shape, jnp.uint32)
+        stride = 1
+        for axis in reversed(range(len(shape))):
+            counts = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+            index += counts * jnp.uint32(stride % 2**32)
+            stride *= shape[axis]
+        if self.axis_name is not None:
+            piece = jax.lax.axis_index(self.axis_name).astype(jnp.uint32)
+            index += piece * jnp.uint32(stride % 2**32)
+        key = jnp.asarray(self.step).astype(jnp.uint32) * jnp.uint32(_GOLDEN)
+        return _mixed_high(index ^ _mixed(key + self.seed))
+
+
+def source(path: Any, what: str, step: jax.typing.ArrayLike, seed: int = 0) -> Source:
     """Returns what makes the bits for a leaf, from its path and from what it is."""
-    leaf_seed = seed + zlib.crc32(f"{what}{jax.tree_util.keystr(path)}".encode())
-    return lambda shape: random_bits(shape, step, leaf_seed)
+    seed += zlib.crc32(f"{what}{jax.tree_util.keystr(path)}".encode())
+    return Source(step, np.uint32(seed % 2**32), _pieces_of.get())
+
+
+@contextlib.contextmanager
+def in_pieces(axis_name: Any) -> Iterator[None]:
+    """Gives each array that is rounded in here the bits of its place in a whole one.
+
+    It counts as piece number `axis_index(axis_name)` of an array that is split along
+    its first axis. Enter it in the function that `jax.shard_map` maps: around that,
+    what JAX has traced before would keep the bits that it had.
+    """
+    token = _pieces_of.set(axis_name)
+    try:
+        yield
+    finally:
+        _pieces_of.reset(token)
 
 
 def to_bfloat16(value: jax.Array, bits: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rmsprop_jax import rmsprop, rounding
@@ -66,6 +66,48 @@ def test_the_bits_are_those_of_the_index_however_it_is_laid_out():
             out_shardings=NamedSharding(mesh, spec),
         )(0)
         np.testing.assert_array_equal(shards, compiled)
+
+
+@pytest.mark.promotion  # Optax's addition
+@pytest.mark.parametrize("axes", [("data",), ("data", "model")], ids=str)
+@pytest.mark.parametrize("nu_dtype", ["uint8", "uint16", "bfloat16"])
+def test_pieces_are_rounded_as_in_the_whole(nu_dtype, axes):
+    tx = optax.chain(
+        rmsprop(0.1, nu_dtype=nu_dtype, momentum=0.9, accumulator_dtype="bfloat16"),
+        rounding.round_params(),
+    )
+    params = jnp.linspace(1, 2, 4096).astype(jnp.bfloat16)
+
+    def step(params, state):
+        updates, state = tx.update(grads_of(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    def step_of_pieces(params, state):
+        with rounding.in_pieces(axes):
+            return step(params, state)
+
+    def grads_of(params):
+        return params * jnp.cos(params.astype(float) * 1e3).astype(params.dtype)
+
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    state = tx.init(params)
+    specs = (P(axes), jax.tree.map(lambda x: P(axes) if x.ndim else P(), state))
+
+    def after(step, mapped):
+        if mapped:
+            step = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=specs)
+        found = params, state
+        for _ in range(5):
+            found = jax.jit(step)(*found)
+        return [np.asarray(x.astype(float)) for x in jax.tree.leaves(found)]
+
+    whole, pieces = after(step, False), after(step_of_pieces, True)
+    for one, other in zip(whole, pieces, strict=True):
+        np.testing.assert_array_equal(one, other)
+    # A function is traced again for pieces, also where it was traced without.
+    alone = after(step, True)
+    assert (alone[0] != whole[0]).any()
+    assert (alone[2] != whole[2]).any()
 
 
 ROUND = {"bfloat16": rounding.to_bfloat16, "float16": rounding.to_float16}

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rmsprop_jax import rmsprop, scale_by_rms
+from rmsprop_jax import rmsprop, scale_by_rms, storage
+from rmsprop_jax.decay import power
 from table import DTYPES, assert_close, x64
 
 pytestmark = pytest.mark.optimized
@@ -358,3 +359,22 @@ def test_a_float64_average_holds_what_float32_would_lose():
     exact = 1e-6 * (1 - 0.999999**20_000)
     assert abs(float(wide.nu[0]) / exact - 1) < 1e-6
     assert abs(float(narrow.nu[0]) / exact - 1) > 1e-6
+
+
+def test_leaves_of_one_shape_are_traced_once_whatever_the_numbers(monkeypatch):
+    traced = []
+    write = storage.write
+
+    def counted(value, *rest):
+        traced.append(value.shape)
+        return write(value, *rest)
+
+    monkeypatch.setattr(storage, "write", counted)
+    # Shapes that no other test has: what is traced stays so in the process.
+    shapes = [(3, 41), (2, 43)]
+    params = {str(i): jnp.ones(shapes[i % 2]) for i in range(20)}
+    for rho in (0.5, 0.6, np.float32(0.7), power()):
+        tx = rmsprop(0.1, rho, momentum=0.9 if callable(rho) else rho)
+        jax.jit(tx.update).lower(params, tx.init(params))
+        tx.update(params, tx.init(params))
+    assert sorted(traced) == sorted(2 * shapes)  # nu and momentum

@@ -1,0 +1,165 @@
+"""ZeRO: inside `jax.shard_map`, every device updates its own part of the state."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from . import _checks, _parts, rounding
+from ._zero_state import init_inside, init_outside, names, varying_over
+
+
+def zero(
+    tx: optax.GradientTransformation, axis_name: str | tuple[str, ...]
+) -> optax.GradientTransformationExtraArgs:
+    r"""Splits the state of `tx` over the devices that share the data (ZeRO, stage 1).
+
+    .. math::
+      g &= \text{reduce-scatter}(g_\text{local}) / N \\
+      u, s &= \text{update}(g, s, \theta_\text{part}) \\
+      u &= \text{all-gather}(u)
+
+    For use inside `jax.shard_map`, with gradients of each device's own examples: their
+    mean is taken here. Each parameter counts as flat and padded to a multiple of
+    `BLOCK`, device i has the i-th of N equal parts of its state, and neither shows in
+    the updates, which are whole and the same on every device. Large leaves whose rows
+    divide cost one reduce-scatter and one all-gather each over each axis, all others
+    together likewise; gradients are never all-reduced. Stochastic rounding uses the
+    bits that it would on one device.
+
+    `tx` has to work element by element, because it sees flat parts: RMSProp, Adam,
+    momentum, weight decay and rates do. A mask that asks for shapes does not, so give
+    trees of bools; for `optax.clip_by_global_norm` there is
+    `rmsprop_jax.sharding.clip_by_global_norm`.
+
+    Args:
+      tx: the transformation to split.
+      axis_name: the mesh axis, or axes, that split the data. On TPU slices of several
+        dimensions make a mesh axis of each, ``("x", "y")``: over one axis that spans
+        them XLA has no reduce-scatter, and moves twice the bytes.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`. Its `init` may also be called outside
+      of `shard_map`, with the mesh of `jax.set_mesh` or with parameters on a mesh; the
+      state's arrays then show by their shardings what `in_specs` should be (`specs`).
+
+    Raises:
+      TypeError: if `axis_name` is no name.
+      ValueError: if there is no such axis where `init` or `update` is called, or if
+        gradients were already summed over it (take them with respect to
+        ``jax.lax.pcast(params, axis_name, to="varying")``).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from jax.sharding import PartitionSpec as P
+      >>> from rmsprop_jax import rmsprop, sharding
+      >>> mesh = jax.make_mesh((1,), ("data",))
+      >>> tx = sharding.zero(rmsprop(0.1, nu_dtype="uint8"), "data")
+      >>> params = {"w": jnp.ones(3)}
+      >>> with jax.set_mesh(mesh):
+      ...     state = tx.init(params)
+      >>> def step(params, state, x):
+      ...     own = jax.lax.pcast(params, "data", to="varying")
+      ...     grads = jax.grad(lambda p: jnp.mean((x @ p["w"]) ** 2))(own)
+      ...     updates, state = tx.update(grads, state, params)
+      ...     return optax.apply_updates(params, updates), state
+      >>> specs = sharding.specs(state)
+      >>> step = jax.shard_map(
+      ...     step, mesh=mesh, in_specs=(P(), specs, P()), out_specs=(P(), specs)
+      ... )
+      >>> params, state = jax.jit(step)(params, state, jnp.ones((4, 3)))
+      >>> print(params["w"], specs[0].nu["w"])
+      [0.683... 0.683... 0.683...] P('data',)
+
+    References:
+      Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion Parameter
+      Models, 2020 (https://arxiv.org/abs/1910.02054).
+    """
+    axes = names(axis_name)
+    inner = optax.with_extra_args_support(tx)
+
+    def init(params: optax.Params) -> optax.OptState:
+        _checks.floating_leaves("params", params)
+        if _parts.bound(axes):
+            return init_inside(tx, params, axes)
+        return init_outside(tx, params, axes)
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if not _parts.bound(axes):
+            raise ValueError(
+                f"`zero` was called outside of `jax.shard_map` over {axes}: its update "
+                "is one device's. Under `jax.jit` alone use `state_sharding` with "
+                "`zero_axis`."
+            )
+        _own_gradients(axes, updates)
+        likes, treedef = jax.tree.flatten(updates)
+        updates = treedef.unflatten(_parts.mean(axes, likes))
+        if params is not None:
+            params = jax.tree.map(partial(_parts.own, axes), params)
+        with rounding.in_pieces(axes):
+            updates, state = inner.update(updates, state, params, **extra_args)
+        leaves, treedef = jax.tree.flatten(updates)
+        return treedef.unflatten(_parts.whole(axes, leaves, likes)), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def clip_by_global_norm(
+    max_norm: jax.typing.ArrayLike, axis_name: str | tuple[str, ...]
+) -> optax.GradientTransformation:
+    r"""Scales gradients whose norm, over all parts of `zero`, is above a maximum.
+
+    .. math:: g \leftarrow g \cdot \min(1, \text{max\_norm} / \|g\|)
+
+    `optax.clip_by_global_norm` inside of `zero` would take the norm of a device's part.
+
+    Args:
+      max_norm: the largest norm, in units of the gradient.
+      axis_name: that of `zero`.
+
+    Returns:
+      An `optax.GradientTransformation`, for a chain inside of `zero`. One number of
+      each device is gathered.
+
+    Raises:
+      ValueError: if `max_norm` is negative or not finite.
+
+    Example:
+      >>> import optax
+      >>> from rmsprop_jax import rmsprop, sharding
+      >>> clip = sharding.clip_by_global_norm(1.0, "data")
+      >>> tx = sharding.zero(optax.chain(clip, rmsprop(0.1)), "data")
+    """
+    _checks.number("max_norm", max_norm, "finite and at least 0")
+
+    def update(updates: optax.Updates, params: optax.Params | None = None) -> Any:
+        del params
+        norms = jax.lax.all_gather(optax.tree.norm(updates), names(axis_name))
+        norm = optax.tree.norm(norms)
+
+        def clipped(g: jax.Array) -> jax.Array:
+            scaled = g / norm.astype(g.dtype) * jnp.asarray(max_norm, g.dtype)
+            return jnp.where(norm < max_norm, g, scaled)
+
+        return jax.tree.map(clipped, updates)
+
+    return optax.stateless(update)
+
+
+def _own_gradients(axes: tuple[str, ...], grads: optax.Updates) -> None:
+    """Raises if gradients were summed already."""
+    for path, g in jax.tree_util.tree_leaves_with_path(grads):
+        if not varying_over(jax.lax.axis_index(axes)) <= varying_over(g):
+            raise ValueError(
+                f"The gradient of {jax.tree_util.keystr(path) or 'the parameter'} is "
+                f"the same on all devices of {axes}: JAX has summed it. Give `zero` "
+                "each device's own: differentiate with respect to "
+                f'jax.lax.pcast(params, {axes}, to="varying").'
+            )
