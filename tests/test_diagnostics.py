@@ -27,6 +27,7 @@ from table import DTYPES, abstract, assert_close, tree, x64
 NU_DTYPES = ("float32", "bfloat16", "uint16", "uint8")
 QUANTILES = np.asarray(diagnostics.QUANTILES)
 last_of = partial(otu.tree_get, key="diagnostics")
+watch_all = partial(diagnostics.watch, also=diagnostics.ALSO)
 
 
 def wide(x):
@@ -164,7 +165,7 @@ def test_zero_infinite_and_nan_are_the_ends_of_other_dtypes(nu_dtype):
 def test_gradients_that_are_not_finite_are_counted_and_were_skipped():
     params = {"a": jnp.ones(4), "b": jnp.ones(3)}
     grads = {"a": jnp.asarray([1.0, jnp.nan, jnp.inf, 1e30]), "b": jnp.ones(3)}
-    tx = diagnostics.watch(rmsprop)(0.1, skip_nonfinite=True)
+    tx = watch_all(rmsprop)(0.1, skip_nonfinite=True)
     updates, state = tx.update(grads, tx.init(params), params)
     found = last_of(state)
     assert found.leaves.skipped.tolist() == [3, 0]
@@ -216,7 +217,7 @@ WATCHED = {
 @pytest.mark.parametrize("name", WATCHED)
 def test_watch_knows_the_call_and_changes_no_bit_of_the_updates(name):
     factory, arguments, rate, eps, inside = WATCHED[name]
-    made = diagnostics.watch(factory)
+    made = watch_all(factory)
     tx, plain = made(**arguments), factory(**arguments)
     params, grads, updates, state = trained(tx, tree("float32"))
     expected = trained(plain, tree("float32"))
@@ -258,7 +259,7 @@ AROUND = {
 
 
 @pytest.mark.promotion
-@pytest.mark.parametrize("options", [{}, {"also": ()}])
+@pytest.mark.parametrize("options", [{}, {"also": diagnostics.ALSO}])
 @pytest.mark.parametrize("name", AROUND)
 def test_it_is_found_in_every_wrapper_and_never_changes_shape(name, options):
     tx = AROUND[name](diagnostics.watch(rmsprop, **options))
@@ -278,7 +279,7 @@ def test_it_is_found_in_every_wrapper_and_never_changes_shape(name, options):
     seen = {"masked": {"w", "b"}, "partition": {"w"}}.get(name, {"w", "b", "s"})
     assert {key.rsplit("/", 1)[1] for key in logged} == {*seen, "total"}
     assert all(type(value) is float for value in logged.values())
-    assert ("rms/update_rms/total" in logged) == (not options)
+    assert ("rms/update_rms/total" in logged) == bool(options)
     json.dumps(logged)
     mapped = otu.tree_map_params(
         tx, lambda x: x, state, transform_non_params=lambda x: x
@@ -298,7 +299,7 @@ def test_a_partition_of_two_is_seen_whole_by_values():
 
 
 def test_a_parameter_without_a_gradient_has_no_update():
-    tx = diagnostics.watch(rmsprop)(0.1)
+    tx = watch_all(rmsprop)(0.1)
     params = {"a": jnp.ones(2), "b": jnp.ones(2)}
     grads = {"a": jnp.ones(2), "b": None}
     _, state = tx.update(grads, tx.init(params), params)
@@ -311,7 +312,7 @@ def test_vmap_over_the_rate_and_over_runs():
     params = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), tree("float32"))
 
     def run(rate, params):
-        return last_of(trained(diagnostics.watch(rmsprop)(rate), params)[-1])
+        return last_of(trained(watch_all(rmsprop)(rate), params)[-1])
 
     rates = jnp.asarray([0.1, 0.2])
     found = jax.vmap(run)(rates, params)
@@ -327,7 +328,7 @@ def test_sharded_arrays_give_the_same_values_and_none_is_gathered():
     placed = {
         k: jax.device_put(p, NamedSharding(mesh, specs[k])) for k, p in params.items()
     }
-    tx = diagnostics.watch(rmsprop)(0.1, nu_dtype="uint8")
+    tx = watch_all(rmsprop)(0.1, nu_dtype="uint8")
     state = tx.init(placed)
     compiled = jax.jit(tx.update).lower(placed, state, placed).compile()
     text = compiled.as_text()
@@ -343,7 +344,7 @@ def test_the_gradient_goes_through_a_watched_step():
     params = {"w": jnp.arange(1.0, 4)}
 
     def loss(rate, watched):
-        tx = diagnostics.watch(rmsprop)(rate) if watched else rmsprop(rate)
+        tx = watch_all(rmsprop)(rate) if watched else rmsprop(rate)
         updates, _ = tx.update(params, tx.init(params), params)
         return jnp.sum((params["w"] + updates["w"]) ** 2)
 
@@ -383,7 +384,7 @@ def test_watching_the_state_costs_a_step_one_more_pass_over_nu():
         return bytes_of(step, state, params, params, donated=(0, 1))
 
     nu = 4 * params.size
-    watched = diagnostics.watch(rmsprop, also=())(0.1)
+    watched = diagnostics.watch(rmsprop)(0.1)
     assert whole(watched) - whole(rmsprop(0.1)) <= 1.01 * nu
 
 
@@ -395,11 +396,13 @@ def test_on_tpus_too():
 from rmsprop_jax import diagnostics, rmsprop
 from rmsprop_jax.bench import tpu
 devices = tpu.topology("v5e:2x2").devices[:1]
-for nu in ("float32", "uint8"):
-    state, everything = (diagnostics.watch(rmsprop, **o) for o in ({"also": ()}, {}))
+for nu, centered in (("float32", False), ("uint8", False), ("float32", True)):
+    state, everything = (
+        diagnostics.watch(rmsprop, also=also) for also in ((), diagnostics.ALSO)
+    )
     for make in (rmsprop, state, everything):
-        facts = tpu.facts(make(0.1, nu_dtype=nu), "float32", devices)
-        print(facts["bytes_per_parameter"])
+        tx = make(0.1, nu_dtype=nu, centered=centered)
+        print(tpu.facts(tx, "float32", devices)["bytes_per_parameter"])
 """
     run = subprocess.run(
         [sys.executable, "-c", program],
@@ -408,14 +411,16 @@ for nu in ("float32", "uint8"):
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    found = np.reshape([float(line) for line in run.stdout.split()], (2, 3))
-    for nu, (plain, state, everything) in zip((4, 1), found, strict=True):
-        assert state - plain <= nu + 0.03
-        assert everything - plain <= nu + 12 + 0.03
+    found = np.reshape([float(line) for line in run.stdout.split()], (3, 3))
+    # Centred, nu is read twice and mu once.
+    for passes, rest, row in zip((4, 1, 12), (12, 12, 16), found, strict=True):
+        plain, state, everything = row
+        assert state - plain <= passes + 0.03
+        assert everything - state <= rest + 0.03
 
 
-def history_of(params, steps=6, **options):
-    tx = diagnostics.watch(rmsprop, **options)(0.1)
+def history_of(params, steps=6):
+    tx = watch_all(rmsprop)(0.1)
     state, history = tx.init(params), []
     for _ in range(steps):
         _, state = tx.update(params, state, params)
@@ -538,6 +543,7 @@ BAD = {
     "made": (lambda: diagnostics.watch(rmsprop(0.1)), "`factory`"),
     "no_eps": (lambda: diagnostics.watch(optax.sgd), "`eps`"),
     "also": (lambda: diagnostics.watch(rmsprop, also=("nu",)), "`also`"),
+    "alone": (lambda: diagnostics.watch(rmsprop, also="params"), "name both"),
     "no_values": (lambda: diagnostics.to_log(STATE), "no diagnostics"),
     "empty": (lambda: diagnostics.picture(STATE, []), "`history`"),
     "other": (lambda: diagnostics.to_log(
@@ -561,6 +567,6 @@ def test_bad_input_gets_an_error_that_names_it(name):
 
 
 def test_an_update_without_the_parameters_it_shall_look_at():
-    tx = diagnostics.watch(rmsprop)(0.1)
+    tx = watch_all(rmsprop)(0.1)
     with pytest.raises(ValueError, match="`watch` needs the parameters"):
         tx.update(jnp.ones(3), tx.init(jnp.ones(3)))

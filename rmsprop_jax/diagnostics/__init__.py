@@ -6,15 +6,16 @@
 
 from ._finder import Sweep as Sweep
 from ._finder import best_rate as best_rate
-from ._finder import rate_picture as rate_picture
 from ._finder import sweep_rates as sweep_rates
-from ._show import picture as picture
+from ._pictures import picture as picture
+from ._pictures import rate_picture as rate_picture
 from ._show import table as table
 from ._show import to_log as to_log
+from ._trees import names as names
 from ._values import QUANTILES as QUANTILES
 from ._values import Diagnostics as Diagnostics
 from ._values import Values as Values
-from ._values import names as names
 from ._values import values as values
+from ._watch import ALSO as ALSO
 from ._watch import WatchState as WatchState
 from ._watch import watch as watch

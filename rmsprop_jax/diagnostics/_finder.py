@@ -1,7 +1,7 @@
 """A learning-rate finder: all rates in one compiled program."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,6 @@ import numpy as np
 import optax
 
 from .. import _checks
-from ..convert._files import needed
-from ._show import INSTALL
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class Sweep(NamedTuple):
@@ -130,80 +125,10 @@ def best_rate(losses: np.ndarray) -> int:
     return int(np.argmin(finite.mean(axis=1)))
 
 
-def rate_picture(sweep: Sweep) -> "Figure":
-    """Returns a picture of the loss against the learning rate, and of every run.
-
-    On the left, the loss of every rate after a quarter and half of the steps and at
-    the end, with a ring around the suggestion and a cross on the upper edge for a run
-    that diverged. On the right, the losses over the steps.
-
-    Args:
-      sweep: what `sweep_rates` returned.
-
-    Returns:
-      A `matplotlib.figure.Figure`.
-
-    Raises:
-      ImportError: without matplotlib.
-    """
-    figure_module = needed("matplotlib.figure", "A picture of a sweep", INSTALL)
-    colours = needed("matplotlib", "A picture of a sweep", INSTALL).colormaps["viridis"]
-    figure = figure_module.Figure(figsize=(10.5, 4.3), dpi=130, layout="constrained")
-    by_rate, by_step = figure.subplots(1, 2, sharey=True)
-    order = np.argsort(sweep.rates)
-    rates, losses = sweep.rates[order], sweep.losses[order]
-    diverged, final = sweep.diverged[order], sweep.final[order]
-    steps = losses.shape[1]
-    for part, alpha in ((0.25, 0.35), (0.5, 0.6)):
-        early = _tail(losses[:, : max(1, round(part * steps))])
-        shown = np.where(np.isfinite(early), early, np.nan)
-        label = f"after {part:.0%} of the steps"
-        by_rate.plot(rates, shown, color="#0072B2", alpha=alpha, label=label)
-    shown = np.where(diverged, np.nan, final)
-    by_rate.plot(rates, shown, "o-", color="#D55E00", label="the last tenth")
-    top, bottom = _frame(losses, final[~diverged])
-    if diverged.any():
-        by_rate.plot(
-            rates[diverged], np.full(diverged.sum(), top), "x", color="#444444",
-            markersize=9, markeredgewidth=2, clip_on=False, label="diverged", zorder=5,
-        )  # fmt: skip
-    if np.isfinite(sweep.suggestion):
-        by_rate.plot(
-            sweep.suggestion, final[rates == sweep.suggestion][0], "o", markersize=13,
-            color="#D55E00", markerfacecolor="none", markeredgewidth=1.5,
-            label=f"suggestion: {sweep.suggestion:.3g}",
-        )  # fmt: skip
-    by_rate.set_xscale("log")
-    by_rate.set_xlabel("learning rate")
-    by_rate.set_ylabel("loss")
-    by_rate.legend(frameon=False, fontsize=8)
-    for i, (rate, run) in enumerate(zip(rates, losses, strict=True)):
-        shown = np.where(np.isfinite(run), run, np.nan)
-        by_step.plot(
-            np.arange(steps), shown, ":" if diverged[i] else "-", label=f"{rate:.3g}",
-            color=colours(i / max(1, len(rates) - 1)), linewidth=1.2,
-        )  # fmt: skip
-    by_step.set_xlabel("step (dotted: diverged)")
-    by_step.margins(x=0)
-    if bottom > 0 and top > 5 * bottom:
-        by_rate.set_yscale("log")
-        by_rate.set_ylim(0.8 * bottom, top)
-    else:
-        by_rate.set_ylim(bottom - 0.05 * (top - bottom), top)
-    for axes in (by_rate, by_step):
-        axes.grid(alpha=0.25)
-    if len(rates) <= 12:
-        figure.legend(
-            *by_step.get_legend_handles_labels(), loc="outside right upper",
-            title="rate", frameon=False, fontsize=8,
-        )  # fmt: skip
-    return figure
-
-
 def _judged(rates: np.ndarray, losses: np.ndarray, untrained: np.ndarray) -> Sweep:
     with np.errstate(invalid="ignore", over="ignore"):
-        final = _tail(losses)
-        diverged = ~np.isfinite(losses).all(axis=1) | ~(final <= _tail(untrained[None]))
+        final = tail(losses)
+        diverged = ~np.isfinite(losses).all(axis=1) | ~(final <= tail(untrained[None]))
     suggestion = np.nan
     if not diverged.all():
         candidates = np.where(diverged, np.inf, final)
@@ -211,17 +136,10 @@ def _judged(rates: np.ndarray, losses: np.ndarray, untrained: np.ndarray) -> Swe
     return Sweep(rates, losses, untrained, final, diverged, suggestion)
 
 
-def _tail(losses: np.ndarray) -> np.ndarray:
+def tail(losses: np.ndarray) -> np.ndarray:
     """Returns the means over the last tenth, of one step at least."""
     with np.errstate(invalid="ignore", over="ignore"):
         return losses[:, -max(1, losses.shape[1] // 10) :].mean(axis=1)
-
-
-def _frame(losses: np.ndarray, final: np.ndarray) -> tuple[float, float]:
-    """Returns the limits of what is shown: what is worse than the start leaves it."""
-    first = float(np.max(losses[:, 0][np.isfinite(losses[:, 0])], initial=1e-30))
-    lowest = float(np.min(final, initial=first))
-    return first + 0.1 * abs(first), lowest
 
 
 def _conjugate(gradients: Any) -> Any:

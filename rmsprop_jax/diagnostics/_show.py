@@ -1,4 +1,4 @@
-"""Diagnostics for loggers and for people: a flat dictionary, a table, a picture."""
+"""Diagnostics for loggers and for people: a flat dictionary, a table."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,16 +8,13 @@ import numpy as np
 import optax
 
 from ..convert._files import needed
-from ._values import QUANTILES, Diagnostics, Values, names
+from ._trees import names
+from ._values import QUANTILES, Diagnostics, Values
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from rich.table import Table
 
 INSTALL = "'rmsprop-jax[demo]'"
-
-LINES = 8
-"""Leaves that one frame can tell apart as lines; more are a map of colours."""
 
 # By field: the header of its column.
 _HEADERS = {
@@ -32,12 +29,6 @@ _HEADERS = {
 }
 _FRACTIONS = ("eps_dominates", "at_lowest", "at_highest")
 _COUNTS = ("skipped", "state_bytes")
-
-# Colours of Okabe and Ito, which colour-blind people can tell apart.
-_COLOURS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444",
-    "#8C6BB1",
-)  # fmt: skip
 
 
 def to_log(
@@ -65,7 +56,7 @@ def to_log(
     Example:
       >>> import jax.numpy as jnp
       >>> from rmsprop_jax import diagnostics, scale_by_rms
-      >>> tx = diagnostics.watch(scale_by_rms)()
+      >>> tx = diagnostics.watch(scale_by_rms, also=diagnostics.ALSO)()
       >>> params = {"w": jnp.ones(3)}
       >>> _, state = tx.update(params, tx.init(params), params)
       >>> logged = diagnostics.to_log(state)
@@ -77,7 +68,7 @@ def to_log(
     for name, row in rows.items():
         for field, value in row._asdict().items():
             if field == "effective_rate":
-                for q, rate in zip(_labels(quantiles, value), value, strict=True):
+                for q, rate in zip(labels_of(quantiles, value), value, strict=True):
                     logged[f"{prefix}{field}_{q}/{name}"] = float(rate)
             elif value is not None:
                 logged[f"{prefix}{field}/{name}"] = float(value)
@@ -115,7 +106,7 @@ def table(
     )  # fmt: skip
     shown.add_column("leaf", no_wrap=True)
     fields = [field for field in _HEADERS if total[field] is not None]
-    labels = _labels(quantiles, total["effective_rate"])
+    labels = labels_of(quantiles, total["effective_rate"])
     for header in [*labels, *(_HEADERS[field] for field in fields)]:
         shown.add_column(header, justify="right")
     for name, row in rows.items():
@@ -125,83 +116,6 @@ def table(
         cells += [_cell(field, getattr(row, field)) for field in fields]
         shown.add_row(name, *cells)
     return shown
-
-
-def picture(
-    state: optax.OptState,
-    history: Diagnostics | Sequence[Diagnostics],
-    *,
-    steps: Sequence[int] | None = None,
-    quantiles: Sequence[float] = QUANTILES,
-) -> "Figure":
-    """Returns a picture of the effective step sizes by leaf over time.
-
-    Up to eight leaves are lines, the quantile in the middle with a band between the
-    neighbours on both sides (by default 5 and 95 %); more are rows of colours.
-
-    Args:
-      state: the optimizer's state, which names the leaves.
-      history: the values of every step: a list, or as `jax.lax.scan` stacks them.
-      steps: the number of each step; by default 1, 2, and so on.
-      quantiles: those that the values were made with.
-
-    Returns:
-      A `matplotlib.figure.Figure`.
-
-    Raises:
-      ImportError: without matplotlib.
-      ValueError: if the history is empty, or not of this state.
-    """
-    whole = needed("matplotlib.figure", "A picture of diagnostics", INSTALL).Figure
-    if isinstance(history, Diagnostics):
-        rates = history.leaves.effective_rate
-    elif history:
-        rates = np.stack([values.leaves.effective_rate for values in history])
-    else:
-        raise ValueError("`history` is empty: it needs the values of a step.")
-    rates = np.asarray(rates, float)  # [steps, leaves, quantiles]
-    leaves = _names(state)
-    if rates.ndim != 3 or rates.shape[1] != len(leaves):
-        raise ValueError(
-            f"`history` has effective rates of shape {rates.shape}; of this state they "
-            f"are [steps, {len(leaves)} leaves, quantiles]."
-        )
-    labels = _labels(quantiles, rates[0, 0])
-    order = np.argsort(np.asarray(quantiles))
-    centre = len(order) // 2
-    low, middle, high = (
-        rates[..., order[max(0, min(len(order) - 1, centre + i))]] for i in (-1, 0, 1)
-    )
-    at = np.arange(1, len(rates) + 1) if steps is None else np.asarray(steps)
-    tall = 4.5 if len(leaves) <= LINES else min(12.0, 1.5 + 0.18 * len(leaves))
-    figure = whole(figsize=(8.5, tall), dpi=130, layout="constrained")
-    axes = figure.add_subplot()
-    title = f"effective learning rate α/(√ν + ε): {labels[order[centre]]}"
-    if len(leaves) <= LINES:
-        for i, name in enumerate(leaves):
-            colour = _COLOURS[i]
-            axes.plot(at, middle[:, i], color=colour, label=name, linewidth=1.8)
-            axes.fill_between(
-                at, low[:, i], high[:, i], color=colour, alpha=0.15, linewidth=0
-            )
-        axes.set_yscale("log")
-        axes.grid(alpha=0.25)
-        axes.margins(x=0)
-        if len(order) > 1:
-            below, above = (labels[order[max(0, centre + i)]] for i in (-1, 1))
-            title += f", band {below} to {above}"
-        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    else:
-        with np.errstate(divide="ignore"):
-            colours = np.log10(np.maximum(middle.T, np.finfo(np.float32).tiny))
-        edges = np.append(at, at[-1] + (at[-1] - at[-2] if len(at) > 1 else 1)) - 0.5
-        mesh = axes.pcolormesh(edges, np.arange(len(leaves) + 1) - 0.5, colours)
-        figure.colorbar(mesh, label="log10 of it")
-        axes.set_yticks(range(len(leaves)), leaves, fontsize=6)
-        axes.invert_yaxis()
-    axes.set_xlabel("step")
-    axes.set_title(title, fontsize=10, loc="left")
-    return figure
 
 
 def _rows(state: Any, values: Diagnostics | None) -> dict[str, Values]:
@@ -218,7 +132,7 @@ def _rows(state: Any, values: Diagnostics | None) -> dict[str, Values]:
         state = optax.tree_utils.tree_get(state, "WatchState")
     assert values is not None
     leaves, total = jax.device_get(tuple(values))
-    called = _names(state)
+    called = leaf_names(state)
     if np.shape(total.state_bytes) or len(leaves.state_bytes) != len(called):
         raise ValueError(
             f"`values` has state_bytes of shape {np.shape(leaves.state_bytes)}, but "
@@ -231,12 +145,12 @@ def _rows(state: Any, values: Diagnostics | None) -> dict[str, Values]:
     return {**rows, "total": total}
 
 
-def _names(state: Any) -> list[str]:
+def leaf_names(state: Any) -> list[str]:
     """Returns the names of the leaves; that of a tree which is an array is "params"."""
     return [name or "params" for name in names(state)]
 
 
-def _labels(quantiles: Sequence[float], rates: Any) -> list[str]:
+def labels_of(quantiles: Sequence[float], rates: Any) -> list[str]:
     if len(quantiles) != len(rates):
         raise ValueError(
             f"`quantiles` has {len(quantiles)} numbers, but the values were made with "

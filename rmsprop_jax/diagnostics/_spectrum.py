@@ -1,5 +1,6 @@
 """`nu` counted by octaves in one pass, and what its quantiles are from that."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +61,8 @@ class Spectrum(NamedTuple):
         )
 
 
+# Traced once for all leaves of a shape; op by op it would hold all comparisons at once.
+@partial(jax.jit, static_argnames="form")
 def spectrum(stored: jax.Array, form: storage.Format, eps_nu: jax.Array) -> Spectrum:
     """Counts the elements of a `nu` in one reduction.
 

@@ -10,8 +10,8 @@ import optax
 
 from .. import _checks, _leaves, storage
 from .._transform import _square
-from ..convert._record import path_name
 from ._spectrum import Spectrum, spectrum
+from ._trees import accumulators, by_path, bytes_by_leaf
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 """Of the effective learning rates, by default: least, 5 %, median, 95 %, largest."""
@@ -118,7 +118,8 @@ def values(
     _checks.number("eps", eps, "finite and at least 0")
     form = storage.as_format("nu_dtype", nu_dtype, unsigned=True)
     wanted = checked_quantiles(quantiles)
-    nus, mus = _accumulators(state)
+    # Or XLA on TPUs makes nu and mu again from all that they come from, for each sum.
+    nus, mus = jax.lax.optimization_barrier(accumulators(state))
     sizes = jnp.asarray([max(1, nu.size) for nu in nus.values()], jnp.float32)
     eps = jnp.asarray(eps, jnp.float32)
     eps_root, eps = (eps, jnp.float32(0)) if eps_in_sqrt else (jnp.float32(0), eps)
@@ -131,12 +132,12 @@ def values(
         sums["noise"] = _sums(lambda nu: jnp.sum(noise(nu)), nus, nus)
         sums["signal"] = _sums(_power, mus, nus)
     if updates is not None:
-        sums["updates"] = _sums(_power, _by_path(updates), nus)
+        sums["updates"] = _sums(_power, by_path(updates), nus)
     if updates is not None and params is not None:
-        sums["params"] = _sums(_power, _by_path(params), nus)
+        sums["params"] = _sums(_power, by_path(params), nus)
     if gradients is not None:
-        sums["skipped"] = _sums(_skipped, _by_path(gradients), nus)
-    size_of = _bytes_by_leaf(state, nus)
+        sums["skipped"] = _sums(_skipped, by_path(gradients), nus)
+    size_of = bytes_by_leaf(state, nus)
 
     def summary(at: Spectrum, n: Any, size: Any, **sums: Any) -> Values:
         nu = at.quantiles(1 - wanted, n)
@@ -163,15 +164,6 @@ def values(
     )
 
 
-def names(state: optax.OptState) -> list[str]:
-    """Returns the names of the leaves of a `Diagnostics`, such as "Dense_0/kernel".
-
-    Args:
-      state: the optimizer's state.
-    """
-    return list(_accumulators(state)[0])
-
-
 def checked_quantiles(quantiles: Sequence[float]) -> jax.Array:
     for q in quantiles:
         _checks.number("quantiles", q, "in [0, 1]")
@@ -180,35 +172,6 @@ def checked_quantiles(quantiles: Sequence[float]) -> jax.Array:
 
 def learning_rate_of(learning_rate: Any) -> jax.Array:
     return jnp.asarray(learning_rate).astype(jnp.float32)
-
-
-def _is_rms(node: Any) -> bool:
-    """Whether a node is a state of RMSProp: ours, or one of Optax's four."""
-    name = type(node).__name__
-    return name.startswith(("ScaleByRms", "ScaleByRStdDev")) and hasattr(node, "nu")
-
-
-def _accumulators(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns all `nu`, and all `mu` where centred, by the name of their leaf."""
-    found = [node for node in jax.tree.leaves(state, is_leaf=_is_rms) if _is_rms(node)]
-    if not found:
-        raise ValueError(
-            "`state` has no state of RMSProp: pass what `init` or `update` of "
-            "`rmsprop`, `scale_by_rms` or a chain with one of them returned."
-        )
-    nus, mus = {}, {}
-    for node in found:
-        nus |= _by_path(node.nu)
-        mus |= _by_path(getattr(node, "mu", None))
-    return nus, mus
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    """Returns the leaves by name; None and what is masked has none."""
-    return {
-        path_name(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
 
 
 def _stacked(trees: list[Spectrum]) -> Spectrum:
@@ -255,14 +218,3 @@ def _skipped(g: Any) -> jax.Array:
 def _ratio(above: Any, below: Any) -> jax.Array:
     """Returns above / below, 0 where both are."""
     return jnp.where(above == 0, 0, above / jnp.where(above == 0, 1, below))
-
-
-def _bytes_by_leaf(state: Any, nus: dict[str, Any]) -> list[int]:
-    """Returns the bytes of the arrays whose path ends in each leaf's."""
-    sizes = dict.fromkeys(nus, 0)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        ends = [path_name(path[i:]) for i in range(len(path) + 1)]
-        name = next((end for end in ends if end in nus), None)  # the longest one
-        if name is not None and leaf.shape == nus[name].shape:
-            sizes[name] += leaf.size * leaf.dtype.itemsize
-    return list(sizes.values())

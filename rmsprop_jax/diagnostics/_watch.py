@@ -34,7 +34,7 @@ class WatchState(NamedTuple):
 def watch(
     factory: Callable[P, optax.GradientTransformation],
     *,
-    also: Sequence[str] = ALSO,
+    also: Sequence[str] = (),
     quantiles: Sequence[float] = QUANTILES,
 ) -> Callable[P, optax.GradientTransformationExtraArgs]:
     """Makes an optimizer keep the diagnostics of its last step in its state.
@@ -45,19 +45,21 @@ def watch(
     could get wrong. The call has the learning rate, ε and where it stands, and
     `nu_dtype`. The updates are those of the optimizer, to the bit.
 
-    With ``also=()`` a step reads `nu` once more, and nothing else: the compiler counts
-    the bytes of that one pass on TPUs for every dtype, on CPUs for float32. (There a
-    narrow `nu` costs 4 bytes per parameter beside it.) Gradients, updates and
-    parameters cost a pass each on TPUs, on CPUs more; where centred, `nu` and `mu` are
-    read again. To look now and then only, call `values` on what a step returned
-    instead: it reads each array once, but for `nu` where centred.
+    By default a step reads `nu` once more and nothing else: the compiler counts the
+    bytes of that one pass on TPUs for every dtype, on CPUs for float32. (There a narrow
+    `nu` costs 4 bytes per parameter beside it.) Where centred, `signal_to_noise` needs
+    two more passes, over `nu` and `mu`: with float32 parameters and state a step of 28
+    bytes per parameter takes 40 on TPUs. All that `also` can name costs a pass each, 12
+    bytes together there (16 where centred), on CPUs more. To look now and then only,
+    call `values` on what a step returned instead.
 
     Args:
       factory: `rmsprop`, `scale_by_rms`, a dialect, Optax's function of these names,
         one that `optax.inject_hyperparams` made, or your own. Yours has an argument
         `eps`, and may have `learning_rate` (otherwise 1; a number or a schedule),
         `eps_in_sqrt` (otherwise True) and `nu_dtype`, which mean what they mean here.
-      also: what to look at beside the state: any of "gradients", "updates", "params".
+      also: what to look at beside the state: "gradients" adds `skipped`, "updates" adds
+        `update_rms`, and "updates" with "params" `update_to_param`.
       quantiles: of the effective learning rates, numbers in [0, 1].
 
     Returns:
@@ -67,8 +69,8 @@ def watch(
 
     Raises:
       TypeError: if `factory` has no argument `eps`.
-      ValueError: for an unknown name in `also`, quantiles outside [0, 1], and an
-        update without `params` if it shall look at them.
+      ValueError: for an unknown name in `also` or "params" without "updates", quantiles
+        outside [0, 1], and an update without `params` if it shall look at them.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -78,8 +80,8 @@ def watch(
       >>> state = tx.init(params)
       >>> updates, state = tx.update({"w": jnp.full(4, 2.0)}, state, params)
       >>> last = optax.tree_utils.tree_get(state, "diagnostics")
-      >>> print(f"{last.total.update_rms:.3f}")  # 0.2 · 2 / √(0.1 · 2²)
-      0.632
+      >>> print(f"{last.total.effective_rate[2]:.3f}")  # 0.2 / √(0.1 · 2²)
+      0.316
     """
     if not callable(factory):
         raise TypeError(
@@ -91,6 +93,10 @@ def watch(
     if not set(also) <= set(ALSO):
         accepted = ", ".join(map(repr, ALSO))
         raise ValueError(f"`also` must have names out of {accepted}, got {also!r}.")
+    if "params" in also and "updates" not in also:
+        raise ValueError(
+            "`also` has 'params', which are compared with 'updates': name both."
+        )
     checked_quantiles(quantiles)
     parameters = inspect.signature(factory).parameters
     if "eps" not in map(canonical, parameters):
