@@ -5,6 +5,7 @@
 
 from . import convert as convert
 from . import decay as decay
+from . import diagnostics as diagnostics
 from . import dialects as dialects
 from . import rounding as rounding
 from . import sharding as sharding

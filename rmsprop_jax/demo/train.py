@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..checkpoint import Checkpoints
+from ..diagnostics import best_rate
 from ..storage import sizes
 from .optimizers import MakeOptimizer
 from .program import batches, compile_training, evaluate, start
@@ -116,15 +117,6 @@ def sweep(
         step_seconds=training / steps / runs,
         compile_seconds=compiled - began,
     )
-
-
-def best_rate(validation_loss: np.ndarray) -> int:
-    """Returns the index of the lowest mean over seeds of a loss [rates, seeds].
-
-    A loss that is not finite counts as infinite: a run that diverged does not win.
-    """
-    finite = np.where(np.isfinite(validation_loss), validation_loss, np.inf)
-    return int(np.argmin(finite.mean(axis=1)))
 
 
 def _evaluations(steps: int) -> np.ndarray:
