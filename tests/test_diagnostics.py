@@ -468,8 +468,9 @@ def test_pictures_of_a_history_as_a_list_and_as_a_scan_returns_it():
     again = drawn(diagnostics.picture(state, stacked, steps=range(10, 70, 10))).axes[0]
     close(again.lines[2].get_ydata(), median)
     assert again.lines[2].get_xdata().tolist() == list(range(10, 70, 10))
-    many, history = history_of({f"layer{i}": jnp.ones(3) * i for i in range(30)})
-    rows = drawn(diagnostics.picture(many, history[:2])).axes[0]
+    layers = {f"layer{i}": jnp.ones(3) * i for i in range(30)}
+    many, history = history_of(layers, steps=2)
+    rows = drawn(diagnostics.picture(many, history)).axes[0]
     assert len(rows.get_yticks()) == 30
     assert all(float(tick).is_integer() for tick in rows.get_xticks())
 
