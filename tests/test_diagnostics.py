@@ -124,7 +124,7 @@ def test_planted_epsilon_dominates_where_it_does():
     nu = jnp.asarray([1e-10, 1e-9, 1e-3, 1.0])
     state = scale_by_rms().init(nu)._replace(nu=nu)
     for eps, inside, part in (
-        (1e-8, True, 0.5), (2e-10, True, 0.25), (0.0, True, 0.0), (10.0, True, 1.0),
+        (1e-8, True, 0.5), (1e-9, True, 0.25), (0.0, True, 0.0), (10.0, True, 1.0),
         (2e-5, False, 0.25), (1e-4, False, 0.5), (0.1, False, 0.75),
     ):  # fmt: skip
         found = diagnostics.values(state, eps=eps, eps_in_sqrt=inside)
@@ -234,6 +234,17 @@ def test_a_schedule_of_a_dialect_that_translates_is_followed():
     tx = diagnostics.watch(dialects.keras)(optax.linear_schedule(0.4, 0.2, 2))
     *_, state = trained(tx, tree("float32"), steps=2)
     plain = diagnostics.values(state.inner_state, eps=1e-7)
+    close(last_of(state).total.effective_rate, 0.3 * plain.total.effective_rate)
+
+
+@pytest.mark.promotion
+def test_a_rate_that_was_changed_in_an_injected_state_is_followed():
+    params = tree("float32")
+    tx = diagnostics.watch(optax.inject_hyperparams(rmsprop))(0.1)
+    state = tx.init(params)
+    state.inner_state.hyperparams["learning_rate"] = jnp.float32(0.3)
+    _, state = tx.update(params, state, params)
+    plain = diagnostics.values(state.inner_state)
     close(last_of(state).total.effective_rate, 0.3 * plain.total.effective_rate)
 
 
@@ -457,8 +468,11 @@ def test_pictures_of_a_history_as_a_list_and_as_a_scan_returns_it():
     again = drawn(diagnostics.picture(state, stacked, steps=range(10, 70, 10))).axes[0]
     close(again.lines[2].get_ydata(), median)
     assert again.lines[2].get_xdata().tolist() == list(range(10, 70, 10))
-    many, history = history_of({f"layer{i}": jnp.ones(3) * i for i in range(30)})
-    assert len(drawn(diagnostics.picture(many, history)).axes[0].get_yticks()) == 30
+    layers = {f"layer{i}": jnp.ones(3) * i for i in range(30)}
+    many, history = history_of(layers, steps=2)
+    rows = drawn(diagnostics.picture(many, history)).axes[0]
+    assert len(rows.get_yticks()) == 30
+    assert all(float(tick).is_integer() for tick in rows.get_xticks())
 
 
 @pytest.mark.parametrize("module", ["rich", "matplotlib"])
@@ -511,6 +525,23 @@ def test_the_sweep_is_each_run_by_itself(at_once):
     assert found.diverged.tolist() == [False, False, False, True]
     assert found.suggestion == 0.1
     close(found.final[:3], found.losses[:3, -4:].mean(1))
+
+
+def test_a_run_that_ends_above_its_start_or_was_once_infinite_diverged():
+    def found_with(scales):
+        make = partial(rmsprop, skip_nonfinite=True)
+        return diagnostics.sweep_rates(
+            lambda w, scale: scale * (w - 1) ** 2, jnp.zeros(()), make, [0.01, 30.0],
+            scales,
+        )  # fmt: skip
+
+    found = found_with(jnp.ones(40))
+    assert np.isfinite(found.losses).all()
+    assert found.diverged.tolist() == [False, True]
+    assert found.suggestion == 0.01
+    once = found_with(jnp.ones(40).at[20].set(jnp.inf))
+    assert once.final[0] < once.losses[0, 0]
+    assert once.diverged.tolist() == [True, True]
 
 
 def test_the_picture_of_a_sweep_shows_what_diverged():
