@@ -102,10 +102,15 @@ def test_without_libtpu_it_says_what_to_install(capsys, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "words"), [("--models=8B", "7B,70B"), ("--dtype=int8", "bfloat16")]
+    ("options", "words"),
+    [
+        (["--models=8B"], "7B,70B"),
+        (["--dtype=int8"], "bfloat16"),
+        (["--quick", "--models=7B"], "does not go with --quick"),
+    ],
 )
-def test_bad_options_get_one_line(option, words, capsys):
-    assert cli.main(["bench", "plan", option]) == 2
+def test_bad_options_get_one_line(options, words, capsys):
+    assert cli.main(["bench", "plan", *options]) == 2
     stdout, stderr = capsys.readouterr()
     assert not stdout
     assert stderr.count("\n") == 1
@@ -142,6 +147,7 @@ def test_what_is_compiled_is_the_arithmetic(dtype, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.optimized
+@pytest.mark.promotion
 def test_what_the_compiler_refuses_is_tried_on_larger_chips():
     pytest.importorskip("libtpu")
     # 5 GiB of parameters: with gradients and state 12.5, and averaged gradients 17.5.

@@ -51,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compiles, prints the table, writes the file; returns the exit status."""
     began = time.perf_counter()
+    if arguments.quick and arguments.models:
+        return _fail("argument --models: does not go with --quick", status=2)
     try:
         from . import plan_tables, results
         from .progress import live
@@ -121,6 +123,6 @@ def _cells(counts: tuple[int, ...]) -> Iterator[tuple[str, int, str]]:
                 yield layout, chips, optimizer
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = 1) -> int:
     print(f"rmsprop-jax bench plan: error: {message}", file=sys.stderr)
-    return 1
+    return status

@@ -33,7 +33,7 @@ def show(found: dict[str, Any]) -> None:
             for chip, verdict in row["fits"].items():
                 if "message" in verdict:
                     where = (
-                        f"{row['layout']}, {row['optimizer']}, {row['chips']} {chip}"
+                        f"{row['layout']}, {row['optimizer']}, {row['chips']} × {chip}"
                     )
                     console.print(f"{where}: {verdict['message']}", soft_wrap=True)
     for note in (
