@@ -126,7 +126,11 @@ def _state(
             )
         others = math.prod(mesh.shape[name] for name in used)
         return jax.ShapeDtypeStruct(
-            (others * devices * _parts.part_size(jnp.size(leaf) // others, devices),),
+            (
+                others
+                * devices
+                * _parts.part_size(math.prod(jnp.shape(leaf)) // others, devices),
+            ),
             jnp.result_type(leaf),
             sharding=NamedSharding(mesh, PartitionSpec((*used, *axes))),
         )

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import os
 import re
+from collections import Counter
 from typing import Any
 
 import jax
@@ -33,7 +34,7 @@ DTYPES = ("float32", "bfloat16")
 """Of parameters and gradients."""
 
 COLLECTIVE = re.compile(
-    r" (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+    r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
     r"(?:-start)?\("
 )
 
@@ -141,6 +142,20 @@ def facts(tx: optax.GradientTransformation, dtype: str, devices: Any) -> dict[st
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes,
-        "collectives": len(COLLECTIVE.findall(text)),
+        "collectives": collectives(text).total(),
         "cycles": sum(map(int, cycles)),
     }
+
+
+def collectives(text: str) -> Counter[str]:
+    """Returns how many instructions of a compiled program communicate, by kind."""
+    found: Counter[str] = Counter()
+    computation = ""
+    for line in text.splitlines():
+        if line.startswith(("%", "ENTRY")):
+            computation = line
+        for kind in COLLECTIVE.findall(line):
+            # XLA's name for a reduce-scatter that it writes as a kernel of its own.
+            scatters = computation.startswith("%all-reduce-scatter")
+            found["reduce-scatter" if scatters and kind == "all-reduce" else kind] += 1
+    return found
