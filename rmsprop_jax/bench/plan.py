@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ..demo.command import EXTRA, folder
+from ..demo.command import add_output, needed
 from .plan_models import DTYPES, LAYOUTS, MODELS, OPTIMIZERS, TOY, WHOLES
 from .speed import _names
 
@@ -39,13 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of parameters and gradients (default: {DTYPES[0]})",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=folder, default="rmsprop-jax-bench", metavar="FOLDER",
-        help="for the results (default: rmsprop-jax-bench)",
-    )  # fmt: skip
-    parser.add_argument(
         "--quick", action="store_true", help="a toy on 16 chips, to see that it runs"
     )
-    parser.add_argument("--quiet", action="store_true", help="print the table alone")
+    add_output(parser, "rmsprop-jax-bench")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,9 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name == "libtpu":
             return _fail("needs libtpu: pip install 'rmsprop-jax[tpu]'")
-        if error.name is None or error.name.split(".")[0] not in EXTRA:
-            raise
-        return _fail(f"needs {error.name}: pip install 'rmsprop-jax[bench]'")
+        return _fail(needed(error, "bench"))
     plan_tables.show(found)
     seconds = time.perf_counter() - began
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..demo.command import EXTRA, folder
+from ..demo.command import add_output, needed
 from .rows import BASE, ROWS, installed
 from .shapes import QUICK, SHAPES
 
@@ -53,11 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tpu", metavar="TOPOLOGIES", type=lambda string: string.split(","),
         help="exact facts for TPUs instead, such as v5e:2x2 or v5e:16x16: needs libtpu",
     )  # fmt: skip
-    parser.add_argument(
-        "--out", type=folder, default="rmsprop-jax-bench", metavar="FOLDER",
-        help="for the results (default: rmsprop-jax-bench)",
-    )  # fmt: skip
-    parser.add_argument("--quiet", action="store_true", help="print the tables alone")
+    add_output(parser, "rmsprop-jax-bench")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -67,9 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         from . import comparison, picture, results, speed_tables, tpu_tables
         from .progress import live
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in EXTRA:
-            raise
-        return _fail(f"needs {error.name}: pip install 'rmsprop-jax[bench]'")
+        return _fail(needed(error, "bench"))
     others = {}
     if arguments.tpu:
         for name in ("shapes", "rows", "compare"):

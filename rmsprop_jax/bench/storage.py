@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 
-from ..demo.command import EXTRA, folder, number
+from ..demo.command import add_output, needed, number
 
 PARTS = ("tracking", "training")
 
@@ -24,14 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=number(int, "a whole number, at least 2", lambda x: x >= 2),
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=folder, default="rmsprop-jax-bench", metavar="FOLDER",
-        help="for the results (default: rmsprop-jax-bench)",
-    )  # fmt: skip
-    parser.add_argument(
         "--quick", action="store_true",
         help="a few steps, to see that it runs: the numbers mean nothing",
     )  # fmt: skip
-    parser.add_argument("--quiet", action="store_true", help="print the tables alone")
+    add_output(parser, "rmsprop-jax-bench")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,9 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         from . import results, tables, tracking, training
         from .progress import live
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in EXTRA:
-            raise
-        return _fail(f"needs {error.name}: pip install 'rmsprop-jax[bench]'")
+        return _fail(needed(error, "bench"))
     measures = {
         "tracking": lambda show: tracking.measure(arguments.quick, show),
         "training": lambda show: training.measure(

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from ..demo.command import EXTRA, folder, number
+from ..demo.command import add_output, needed, number
 
 # By name: the module that has it, as CLAIM.
 CLAIMS = {
@@ -51,11 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", metavar="N", help="seeds that are reported (default: 10)",
         type=number(int, "a whole number, at least 2", lambda x: x >= 2),
     )  # fmt: skip
-    parser.add_argument(
-        "--out", type=folder, default="rmsprop-jax-claims", metavar="FOLDER",
-        help="for the results (default: rmsprop-jax-claims)",
-    )  # fmt: skip
-    parser.add_argument("--quiet", action="store_true", help="print the table alone")
+    add_output(parser, "rmsprop-jax-claims")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -65,9 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         from . import picture, tables
         from .report import content, load, plan_of, write
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in EXTRA:
-            raise
-        return _fail(f"needs {error.name}: pip install 'rmsprop-jax[bench]'")
+        return _fail(needed(error, "bench"))
     plan = plan_of(arguments)
     found: dict[str, Any] = {}
     pictures = {}

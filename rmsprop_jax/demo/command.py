@@ -18,7 +18,7 @@ DEFAULTS = {"digits": (240, 32), "text": (120, 16)}
 FILES: tuple[str, ...] = ("curves.png", "results.json")
 """What a run writes into its folder."""
 
-EXTRA = ("matplotlib", "rich", "scipy", "sklearn")
+EXTRA = ("matplotlib", "orbax", "rich", "scipy", "sklearn")
 """The packages that only `pip install 'rmsprop-jax[demo]'` brings."""
 
 DESCRIPTION = """\
@@ -102,9 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         loaded = [tasks.TASKS[name]() for name in names]
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in EXTRA:
-            raise
-        return _fail(f"needs {error.name}: pip install 'rmsprop-jax[demo]'")
+        return _fail(needed(error, "demo"))
     refusal = sweeps.refusal(arguments.checkpoint_dir, arguments.resume)
     if refusal is not None:
         return _fail(refusal, status=2)
@@ -187,6 +185,22 @@ def _rates(string: str) -> list[float]:
     except argparse.ArgumentTypeError:
         message = f"must be {accepted}, got {string!r}"
         raise argparse.ArgumentTypeError(message) from None
+
+
+def add_output(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds the options of a command that writes results."""
+    parser.add_argument(
+        "--out", type=folder, default=default, metavar="FOLDER",
+        help=f"for the results (default: {default})",
+    )  # fmt: skip
+    parser.add_argument("--quiet", action="store_true", help="print the tables alone")
+
+
+def needed(error: ModuleNotFoundError, extra: str) -> str:
+    """Says what to install; raises the error if it is not about an extra's package."""
+    if error.name is None or error.name.split(".")[0] not in EXTRA:
+        raise error
+    return f"needs {error.name}: pip install 'rmsprop-jax[{extra}]'"
 
 
 def folder(string: str) -> Path:
