@@ -36,9 +36,9 @@ def zero(
 
     Args:
       tx: the transformation to split.
-      axis_name: the mesh axis, or axes, that split the data. On TPU slices of several
-        dimensions make a mesh axis of each, ``("x", "y")``: over one axis that spans
-        them XLA has no reduce-scatter, and moves twice the bytes.
+      axis_name: the mesh axis, or axes, that split the data. On TPU slices of 4 × 4
+        and more make a mesh axis of each dimension, ``("x", "y")``: over one axis that
+        spans them XLA has no reduce-scatter, and moves twice the bytes.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`. Its `init` may also be called outside
