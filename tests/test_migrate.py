@@ -45,7 +45,7 @@ SAME_RULE = {
         0,
     ),
     "itself, one byte": (rmsprop(0.1, nu_dtype="uint8"),) * 2 + ({}, 0),
-    "skip_nonfinite": (rmsprop(0.1), rmsprop(0.1, skip_nonfinite=True), {}, 0),
+    "skip_nonfinite": (rmsprop(0.1), rmsprop(0.1, skip_nonfinite=True), {}, 1e-6),
     "schedule": (rmsprop(0.1), rmsprop(halved_from_now_on), {}, 1e-6),
     "no schedule": (rmsprop(lambda count: 0.1), rmsprop(0.1), {}, 1e-6),
     "weight decay": (rmsprop(0.1), rmsprop(0.1, weight_decay=0.0), {}, 0),
