@@ -50,6 +50,17 @@ def at_most(most: Any, x: jax.Array) -> jax.Array:
     return jnp.where(x > most, most, x)
 
 
+def name_of(path: Any) -> tuple[str, ...]:
+    """Returns a path in words; the `value` of an NNX variable is not part of it."""
+    name = [
+        str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
+        for key in path
+    ]
+    if len(name) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey):
+        name = name[:-1] if name[-1] == "value" else name
+    return tuple(name)
+
+
 def on_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """Returns function(x), or for complex x the function of each of its two parts.
 

@@ -66,7 +66,7 @@ MAP = {
     "convert._migrate": {"_optax", "_record"},
     "convert.__init__": {"_api", "_migrate", "_names", "_record", "_translate"},
     "checkpoint._digests": set(),
-    "checkpoint._leaves": set(),
+    "checkpoint._leaves": {"_leaves"},
     "checkpoint._reading": {"_digests", "_leaves"},
     "checkpoint._writing": {"_digests", "_reading"},
     "checkpoint._checkpoints": {"_leaves", "_reading", "_writing"},

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from .._leaves import name_of
+
 Name = tuple[str, ...]
 
 _SHOWN = 6  # differences that an error lists
@@ -26,12 +28,7 @@ def named(trees: Mapping[str, Any]) -> dict[Name, Any]:
     """
     leaves, dotted = {}, set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(dict(trees)):
-        name = tuple(
-            str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
-            for key in path
-        )
-        if isinstance(path[-1], jax.tree_util.GetAttrKey) and name[-1] == "value":
-            name = name[:-1]
+        name = name_of(path)
         if ".".join(name) in dotted:
             raise ValueError(f"Two leaves have one name, {'.'.join(name)}: rename one.")
         dotted.add(".".join(name))

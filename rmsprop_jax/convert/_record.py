@@ -95,13 +95,7 @@ def names_of(params: Any) -> dict[str, Any]:
 
 def path_name(path: Any) -> str:
     """Returns a path as text; the `value` of an NNX variable is not part of it."""
-    parts = [
-        str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
-        for key in path
-    ]
-    if len(parts) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey):
-        parts = parts[:-1] if parts[-1] == "value" else parts
-    return "/".join(parts)
+    return "/".join(_leaves.name_of(path))
 
 
 def arguments_of(dialect: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
