@@ -42,7 +42,8 @@ def zero_state(
       >>> state[0].nu["w"].shape, sharding.specs(state)[0].nu["w"]
       ((1024,), P('data',))
     """
-    return _state(tx, params, names(axis_name))
+    axes = names(axis_name)
+    return _state(tx, params, axes, _mesh(params, axes))
 
 
 def names(axis_name: Any) -> tuple[str, ...]:
@@ -80,10 +81,11 @@ def init_outside(
     tx: optax.GradientTransformation, params: optax.Params, axes: tuple[str, ...]
 ) -> optax.OptState:
     """Returns the whole state, each part made by the device that keeps it."""
-    state = _state(tx, params, axes)
+    mesh = _mesh(params, axes)
+    state = _state(tx, params, axes, mesh)
     mapped = jax.shard_map(
         partial(init_inside, tx, axes=axes),
-        mesh=_mesh(params, axes),
+        mesh=mesh,
         in_specs=(jax.tree.map(spec_of, params),),
         out_specs=jax.tree.map(spec_of, state),
     )
@@ -111,10 +113,12 @@ def _mesh(params: optax.Params, axes: tuple[str, ...]) -> Mesh | AbstractMesh:
 
 
 def _state(
-    tx: optax.GradientTransformation, params: optax.Params, axes: tuple[str, ...]
+    tx: optax.GradientTransformation,
+    params: optax.Params,
+    axes: tuple[str, ...],
+    mesh: Mesh | AbstractMesh,
 ) -> Any:
     """Returns the shapes, dtypes and shardings of the whole state."""
-    mesh = _mesh(params, axes)
     devices = math.prod(mesh.shape[name] for name in axes)
 
     def flat(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:

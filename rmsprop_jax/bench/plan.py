@@ -8,7 +8,7 @@ from typing import Any
 
 from ..demo.command import add_output, needed
 from .plan_models import DTYPES, LAYOUTS, MODELS, OPTIMIZERS, TOY, WHOLES
-from .speed import _names
+from .speed import names_of
 
 CHIPS = (16, 64, 256)
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the benchmark."""
     parser.description = DESCRIPTION
     parser.add_argument(
-        "--models", type=_names(MODELS), metavar="NAMES",
+        "--models", type=names_of(MODELS), metavar="NAMES",
         help=f"separated by commas (default: {','.join(MODELS)})",
     )  # fmt: skip
     parser.add_argument(

@@ -37,11 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quick", action="store_true", help="fewer shapes, rows and rounds"
     )
     parser.add_argument(
-        "--shapes", type=_names(shapes), metavar="NAMES",
+        "--shapes", type=names_of(shapes), metavar="NAMES",
         help=f"separated by commas (default: {','.join(shapes)})",
     )  # fmt: skip
     parser.add_argument(
-        "--rows", type=_names(ROWS), metavar="NAMES",
+        "--rows", type=names_of(ROWS), metavar="NAMES",
         help="optimizers, however long they take (default: of those that are "
         f"installed, what takes no minutes: {','.join(ROWS)})",
     )  # fmt: skip
@@ -151,7 +151,7 @@ def _default_rows(leaves: list[tuple[int, ...]], quick: bool) -> list[str]:
     ]
 
 
-def _names(accepted: Iterable[str]) -> Callable[[str], list[str]]:
+def names_of(accepted: Iterable[str]) -> Callable[[str], list[str]]:
     """Returns a converter for argparse of names separated by commas."""
 
     def convert(string: str) -> list[str]:
