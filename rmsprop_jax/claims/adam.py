@@ -9,9 +9,8 @@ from . import drift, noise, picture
 from .claim import Claim, summary_of
 from .contenders import ADAM, OURS
 from .grid import OnPart, Plan, stretches
-from .noise import wider, widths
 from .sweep import Sweep
-from .verdict import Statement, as_good, better
+from .verdict import Statement, as_good, better, within
 
 LOSS_RULE = (
     "measure at the tuned rate, Adam's over RMSProp's: the interval lies below 1 / 1.1"
@@ -41,17 +40,17 @@ def hard(name: str, setting: str) -> bool:
         return drift.changing(name, setting)
     if name == noise.HEAVY:
         return setting != "normal"
-    return int(name.split()[-1]) <= 4
+    return int(setting) <= 4
 
 
 def judge(found: Mapping[str, Sweep]) -> list[Statement]:
     """Returns two statements for Adam and one for RMSProp."""
     lower, ranges, holds = [], [], []
     for name, swept in found.items():
-        group, ats = _group(name), _settings(name, swept)
+        group, ats = _group(name), swept.settings
         lower += better(group, ats, swept.against(ADAM, (OURS,)))
-        ranges += wider(group, ats, widths(swept, ADAM, (OURS,)))
-        keep = [i for i, at in enumerate(swept.settings) if hard(name, at)]
+        ranges += within(group, ats, swept.wider(ADAM, (OURS,)), low=0.0)
+        keep = [i for i, at in enumerate(ats) if hard(name, at)]
         ours = swept.against(OURS, (ADAM,))[keep]
         holds += as_good(group, [ats[i] for i in keep], ours)
     return [
@@ -65,20 +64,14 @@ def judge(found: Mapping[str, Sweep]) -> list[Statement]:
     ]
 
 
-def _settings(name: str, swept: Sweep) -> tuple[str, ...]:
-    """Returns the settings; on the digits the batch size, which the name has."""
-    digits = name.startswith(noise.DIGITS)
-    return (name.split()[-1],) if digits else swept.settings
-
-
 def draw(figure: Figure, found: Mapping[str, Sweep]) -> None:
     """Draws RMSProp's measure over Adam's, and the difference of their ranges."""
     left, right = figure.subplots(1, 2, sharey=True)
     rows = []
     for name, swept in found.items():
         ratio = swept.against(OURS, (ADAM,))
-        width = widths(swept, OURS, (ADAM,))
-        for i, at in enumerate(_settings(name, swept)):
+        width = swept.wider(OURS, (ADAM,))
+        for i, at in enumerate(swept.settings):
             rows.append((f"{_group(name)}: {at}", ratio[i], width[i]))
     for place, (_, ratio, width) in enumerate(rows):
         for axes, samples in ((left, ratio), (right, width)):

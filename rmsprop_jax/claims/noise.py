@@ -11,7 +11,7 @@ from .contenders import CONTENDERS, OURS, SGD, grids
 from .grid import OnPart, Plan, stretches, sweep
 from .problems import TAILS, digits_net, quadratic, quadratics
 from .sweep import WORKS, Sweep
-from .verdict import Criterion, Statement, as_good
+from .verdict import Statement, as_good, within
 
 BATCH_SIZES = (1, 4, 16, 64, 256)
 DIGITS, HEAVY = "digits", "heavy tails"
@@ -57,25 +57,13 @@ def group(name: str) -> str:
     return "noise of a quadratic" if name == HEAVY else "digits, batch size"
 
 
-def widths(sweep: Sweep, name: str, others: tuple[str, ...]) -> np.ndarray:
-    """Returns differences in decades of rates that work [settings, seeds]."""
-    theirs = [sweep.width(o)[i] for i, o in enumerate(sweep.leader(others))]
-    return sweep.width(name) - np.stack(theirs)
-
-
-def wider(group: str, ats: tuple[str, ...], samples: np.ndarray) -> list[Criterion]:
-    """Returns criteria that widths [settings, seeds] are larger."""
-    return [
-        Criterion(group, at, row, low=0.0) for at, row in zip(ats, samples, strict=True)
-    ]
-
-
 def judge(found: Mapping[str, Sweep]) -> list[Statement]:
     """Returns a statement on the loss and one on the range of rates."""
     losses, ranges = [], []
     for name, swept in found.items():
         losses += as_good(group(name), swept.settings, swept.against(OURS, SGD))
-        ranges += wider(group(name), swept.settings, widths(swept, OURS, SGD))
+        wider = swept.wider(OURS, SGD)
+        ranges += within(group(name), swept.settings, wider, low=0.0)
     return [
         Statement("under noise it reaches as low a loss as SGD", LOSS_RULE, losses),
         Statement("under noise more rates work than for SGD", WIDTH_RULE, ranges),

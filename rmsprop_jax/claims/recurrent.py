@@ -14,7 +14,7 @@ from .contenders import CONTENDERS, OURS, SGD, clipped, grids
 from .grid import OnPart, Plan, stretches, sweep
 from .recurrence import CELLS, CHANCE, instruments, remembering
 from .sweep import Sweep
-from .verdict import Criterion, Statement, as_good, better
+from .verdict import Criterion, Statement, as_good, better, within
 
 PLANTED = "planted weight"
 LENGTHS = {"plain RNN": (50, 150, 500), "GRU": (50, 150, 500), PLANTED: (50, 500)}
@@ -103,14 +103,9 @@ def judge(found: Found) -> list[Statement]:
     for cell in CELLS:
         ats = [str(length) for length in found.lengths]
         rows = found.step[cell] - found.step[cell][:1]
-        step += [
-            Criterion(f"{cell}, length", at, row, low=-TWICE, high=TWICE)
-            for at, row in zip(ats[1:], rows[1:], strict=True)
-        ]
-        signal += [
-            Criterion(f"{cell}, length", at, row, low=-1.0, high=1.0)
-            for at, row in zip(ats, found.signal[cell], strict=True)
-        ]
+        group = f"{cell}, length"
+        step += within(group, ats[1:], rows[1:], low=-TWICE, high=TWICE)
+        signal += within(group, ats, found.signal[cell], low=-1.0, high=1.0)
     for name, swept in found.sweeps.items():
         cell, at = name.rsplit(", ", 1)
         free, held = swept.settings.index(FREE), swept.settings.index(CLIPPED)

@@ -1,12 +1,12 @@
 """What a sweep measured, and the learning rates that it chooses."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from ..demo.train import best_rate
+from ..diagnostics import best_rate
 
 FLAT = 0.02
 """An edge of the grid that beats its neighbour by less, in decades, is no edge."""
@@ -113,8 +113,18 @@ class Sweep:
 
         Paired by seed; which other is best at a setting the tuning seeds say.
         """
-        theirs = [self.tuned(other)[i] for i, other in enumerate(self.leader(others))]
-        return self.tuned(name) - np.stack(theirs)
+        return self.tuned(name) - self._leading(self.tuned, others)
+
+    def wider(self, name: str, others: tuple[str, ...]) -> np.ndarray:
+        """Returns our decades of rates that work less theirs [settings, seeds]."""
+        return self.width(name) - self._leading(self.width, others)
+
+    def _leading(
+        self, of: Callable[[str], np.ndarray], others: tuple[str, ...]
+    ) -> np.ndarray:
+        """Returns numbers [settings, seeds] of whichever other is best at each."""
+        numbers = {other: of(other) for other in others}
+        return np.stack([numbers[o][i] for i, o in enumerate(self.leader(others))])
 
     def width(self, name: str) -> np.ndarray:
         """Returns the decades of rates that work [settings, reported seeds].
@@ -129,22 +139,26 @@ class Sweep:
 
     def summary(self) -> dict[str, Any]:
         """Returns what goes into the JSON."""
+        return {name: self._summary(name) for name in self.runs}
+
+    def _summary(self, name: str) -> dict[str, Any]:
+        rates = self.runs[name].rates
+        best, at_edge = self.best(name), np.any(edges(self, name), axis=0)
+        tuned, width = self.tuned(name), self.width(name)
+        scores, curve = self.scores(name), self.curve(name)
         return {
-            name: {
-                "learning_rates": runs.rates,
-                "by_setting": {
-                    setting: {
-                        "best_learning_rate": runs.rates[self.best(name)[i]],
-                        "best_is_at_edge": bool(np.any(edges(self, name), axis=0)[i]),
-                        "log10_by_seed": self.tuned(name)[i],
-                        "decades_of_rates_that_work": self.width(name)[i].mean(),
-                        "log10_mean_by_rate": self.scores(name)[i].mean(axis=1),
-                        "log10_mean_by_point": self.curve(name)[:, i].mean(axis=1),
-                    }
-                    for i, setting in enumerate(self.settings)
-                },
-            }
-            for name, runs in self.runs.items()
+            "learning_rates": rates,
+            "by_setting": {
+                setting: {
+                    "best_learning_rate": rates[best[i]],
+                    "best_is_at_edge": bool(at_edge[i]),
+                    "log10_by_seed": tuned[i],
+                    "decades_of_rates_that_work": width[i].mean(),
+                    "log10_mean_by_rate": scores[i].mean(axis=1),
+                    "log10_mean_by_point": curve[:, i].mean(axis=1),
+                }
+                for i, setting in enumerate(self.settings)
+            },
         }
 
     def notes(self) -> list[str]:

@@ -109,22 +109,26 @@ def grouped(criteria: Iterable[dict[str, Any]]) -> str:
 
 def better(group: str, ats: Sequence[str], samples: np.ndarray) -> list[Criterion]:
     """Returns criteria that ratios [settings, seeds] are below 1 by over a tenth."""
-    return _each(group, ats, samples, high=-MARGIN)
+    return within(group, ats, samples, high=-MARGIN)
 
 
 def as_good(group: str, ats: Sequence[str], samples: np.ndarray) -> list[Criterion]:
     """Returns criteria that ratios [settings, seeds] are below 1.1."""
-    return _each(group, ats, samples, high=MARGIN)
+    return within(group, ats, samples, high=MARGIN)
 
 
 def equal(group: str, ats: Sequence[str], samples: np.ndarray) -> list[Criterion]:
     """Returns criteria that ratios [settings, seeds] are within a tenth of 1."""
-    return _each(group, ats, samples, low=-MARGIN, high=MARGIN)
+    return within(group, ats, samples, low=-MARGIN, high=MARGIN)
 
 
-def _each(
+def within(
     group: str, ats: Sequence[str], samples: np.ndarray, **needed: float
 ) -> list[Criterion]:
+    """Returns criteria that numbers [settings, seeds] are in a range, `low` to `high`.
+
+    In units of their own: widths, for example, are larger where ``low=0``.
+    """
     return [
         Criterion(group, at, row, **needed)
         for at, row in zip(ats, samples, strict=True)
