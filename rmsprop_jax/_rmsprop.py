@@ -38,6 +38,7 @@ def rmsprop(
     skip_nonfinite: bool = False,
     nu_dtype: Any = None,
     mu_dtype: Any = None,
+    seed: jax.typing.ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""RMSProp: the division, with weight decay, a learning rate and momentum.
 
@@ -83,6 +84,7 @@ def rmsprop(
         counts as no information, element by element: see `scale_by_rms`.
       nu_dtype: the dtype of `nu`: see `scale_by_rms`.
       mu_dtype: the dtype of `mu`, likewise; needs `centered`.
+      seed: of the random bits that what is narrow is rounded with: see `scale_by_rms`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`; its updates are for
@@ -132,9 +134,10 @@ def rmsprop(
         skip_nonfinite=skip_nonfinite,
         nu_dtype=nu_dtype,
         mu_dtype=mu_dtype,
+        seed=seed,
     )
     chain: list[Any] = [rms, _chain.scale(learning_rate, -1)]
-    buffer = _chain.momentum(momentum, nesterov, accumulator_dtype)
+    buffer = _chain.momentum(momentum, nesterov, accumulator_dtype, seed)
     _checks.flag("learning_rate_in_momentum", learning_rate_in_momentum)
     before_buffer = 2 if learning_rate_in_momentum else 1
     chain.insert(before_buffer, buffer)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import _checks, _leaves, rounding, storage
+from . import _bits, _checks, _leaves, storage
 from ._signature import factory
 from .decay import as_schedule, weights
 
@@ -45,6 +45,7 @@ def scale_by_rms(
     skip_nonfinite: bool = False,
     nu_dtype: Any = None,
     mu_dtype: Any = None,
+    seed: jax.typing.ArrayLike = 0,
 ) -> optax.GradientTransformation:
     r"""Divides each gradient by a moving root mean square of its own history.
 
@@ -86,6 +87,8 @@ def scale_by_rms(
         division. uint16 and uint8 are codes, which `storage.decode` reads.
       mu_dtype: the dtype of `mu`: float32, float64 or bfloat16; complex, and so at
         least complex64, for complex parameters.
+      seed: an integer that tells apart the random bits of runs, or of the layers of a
+        `jax.lax.scan`; may be traced. Members of a `jax.vmap` differ without it.
 
     Returns:
       An `optax.GradientTransformation` whose state is a `ScaleByRmsState`. Its
@@ -126,6 +129,7 @@ def scale_by_rms(
     )
     if mu_dtype is not None and not centered:
         raise ValueError("`mu_dtype` needs `centered=True`: otherwise there is no mu.")
+    _bits.check_seed(seed)
     centered = bool(centered)
     eps_root, eps = (eps, 0.0) if eps_in_sqrt else (0.0, eps)
 
@@ -159,10 +163,10 @@ def scale_by_rms(
             return *weights(rho, real), *(jnp.asarray(x, real) for x in (eps_root, eps))
 
         def step(path: Any, g: Any, nu: Any, mu: Any) -> Any:
-            names = ("nu",) if mu is None else ("nu", "mu")
+            source = partial(_bits.source, path, step=state.count, seed=seed)
             return _update_leaf(
                 numbers(_leaves.arithmetic_dtype(g, nu)),
-                [rounding.source(path, name, state.count) for name in names],
+                [source("nu")] if mu is None else [source("nu"), source("mu")],
                 *(g, nu, mu),
                 forms=forms,
                 skip_nonfinite=bool(skip_nonfinite),
@@ -179,7 +183,7 @@ def scale_by_rms(
 @partial(jax.jit, static_argnames=("forms", "skip_nonfinite"))
 def _update_leaf(
     numbers: tuple[jax.Array, ...],
-    sources: list[rounding.Source],
+    sources: list[_bits.Source],
     g: Any,
     nu: Any,
     mu: Any,
@@ -218,7 +222,7 @@ def _recursion(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """The equation in the docstring of `scale_by_rms`, in one precision throughout."""
     delta = g if mu is None else g - mu
-    square = _square(delta)
+    square = _leaves.square(delta)
 
     def unless_skipped(new: jax.Array, old: Any) -> jax.Array:
         return jnp.where(jnp.isfinite(square), new, old) if skip_nonfinite else new
@@ -238,13 +242,8 @@ def _recursion(
         step = _leaves.on_parts(lambda part: take * part + zero, delta)
         new_mu = unless_skipped(mu + step, mu)
         floor = jnp.where(keep > 0, jnp.finfo(nu.dtype).eps, 1)
-        variance = jnp.maximum(new_nu, floor * _square(g))
+        variance = jnp.maximum(new_nu, floor * _leaves.square(g))
     # The smallest normal number: 0 / 0 is then 0, and so is its derivative.
     root = jnp.sqrt(_leaves.at_least(jnp.finfo(nu.dtype).tiny, variance + eps_root))
     u = _leaves.on_parts(lambda part: part / (root + eps), g)
     return unless_skipped(u, 0), new_nu, new_mu
-
-
-def _square(x: jax.Array) -> jax.Array:
-    """|x|², real also where x is complex."""
-    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else x * x

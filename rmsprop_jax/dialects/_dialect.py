@@ -25,6 +25,7 @@ class Options(TypedDict, total=False):
     nu_dtype: Any
     mu_dtype: Any
     accumulator_dtype: Any
+    seed: Any
     weight_decay_mask: Any
 
 
