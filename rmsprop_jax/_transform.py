@@ -162,11 +162,12 @@ def scale_by_rms(
         def numbers(real: Any) -> tuple[jax.Array, ...]:
             return *weights(rho, real), *(jnp.asarray(x, real) for x in (eps_root, eps))
 
+        source = _bits.sources(updates, ("nu", "mu"), state.count, seed)
+
         def step(path: Any, g: Any, nu: Any, mu: Any) -> Any:
-            source = partial(_bits.source, path, step=state.count, seed=seed)
             return _update_leaf(
                 numbers(_leaves.arithmetic_dtype(g, nu)),
-                [source("nu")] if mu is None else [source("nu"), source("mu")],
+                [source(path, "nu", nu), source(path, "mu", mu)],
                 *(g, nu, mu),
                 forms=forms,
                 skip_nonfinite=bool(skip_nonfinite),
@@ -183,7 +184,7 @@ def scale_by_rms(
 @partial(jax.jit, static_argnames=("forms", "skip_nonfinite"))
 def _update_leaf(
     numbers: tuple[jax.Array, ...],
-    sources: list[_bits.Source],
+    sources: list[_bits.Source | None],
     g: Any,
     nu: Any,
     mu: Any,

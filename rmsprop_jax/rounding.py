@@ -50,7 +50,7 @@ def random_bits(
     if not isinstance(seed, jax.Array):
         seed = np.uint32(int(cast(Any, seed)) % 2**32)
     step, seed = (jnp.asarray(x).astype(jnp.uint32) for x in (step, seed))
-    return _bits.bits(shape, step, seed, jnp.uint32(0))
+    return _bits.bits(shape, _bits.key_of(step, seed), jnp.uint32(0))
 
 
 def to_bfloat16(value: jax.Array, bits: jax.Array) -> jax.Array:
@@ -138,13 +138,15 @@ def round_params(seed: int = 0) -> optax.GradientTransformation:
                 "params)."
             )
         _checks.same_tree("updates", updates, "params", params)
+        source = _bits.sources(params, ("params",), state.count, seed)
 
         def rounded(path: Any, u: Any, p: Any) -> Any:
             round_to = _ROUND.get(jnp.result_type(p).name)
             if u is None or round_to is None:
                 return u
+            make_bits = source(path, "params", p)
             p = jnp.asarray(p).astype(jnp.float32)
-            bits = _bits.source(path, "params", state.count, seed)(p)
+            bits = make_bits(p)
             total = round_to(p + jnp.asarray(u).astype(jnp.float32), bits)
             return total.astype(jnp.float32) - p
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "rmsprop_jax"
 MAP = {
     "_checks": set(),
     "_signature": {"_checks"},
-    "_bits": set(),
+    "_bits": {"_checks"},
     "rounding": {"_bits", "_checks"},
     "_codes": set(),
     "_leaves": {"_checks"},
