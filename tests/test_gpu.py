@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rmsprop_jax import cli, diagnostics, rmsprop, rounding, sharding, storage
-from rmsprop_jax.bench import ahead, gpus, programs, targets
+from rmsprop_jax.bench import ahead, chains, gpus, programs, targets
 
 compiles = pytest.mark.skipif(
     not targets.has_cuda_plugin(), reason="needs JAX's CUDA plugin"
@@ -183,6 +183,26 @@ def test_collectives_and_second_passes_are_seen_where_there_are_some():
     assert found["bytes_per_parameter"] == pytest.approx(
         16, abs=0.01
     )  # gradients twice
+
+
+@compiles
+@pytest.mark.slow
+@pytest.mark.promotion
+@pytest.mark.parametrize("dtype", BYTES)
+@pytest.mark.parametrize("clipped", [False, True])
+def test_a_whole_chain_is_a_kernel_for_each_leaf_and_a_handful(dtype, clipped):
+    leaves, devices = chains.layer(), targets.gpu("h100")
+    ours = ahead.facts(chains.ours(clipped), dtype, devices, leaves)
+    base = ahead.facts(chains.of_optax(clipped), dtype, devices, leaves)
+    size = jnp.dtype(dtype).itemsize
+    # Clipping reads gradients once more.
+    expected = 3 * size + 2 + size * clipped
+    assert ours["bytes_per_parameter"] == pytest.approx(expected, rel=2e-3)
+    assert ours["kernels"] <= base["kernels"]
+    launches = ours["kernels"] + ours["small_kernels"]
+    assert launches <= base["kernels"] + base["small_kernels"] + 6
+    if not clipped:
+        assert launches <= len(leaves) + 8
 
 
 TEXT = """\

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .. import rmsprop, storage
-from . import programs, targets
+from . import chains, programs, targets
 from .peers import DECAY, RATE
 from .progress import Show
 from .shapes import SHAPES, Shapes
@@ -19,7 +19,10 @@ ARRAY: Shapes = [(2**14, 2**14)]
 """
 
 MODELS = ("gpt2", "resnet50", "small-leaves")
-"""What is compiled for one GPU besides."""
+"""What is compiled for one GPU besides: each leaf takes the compiler a while."""
+
+CHAINS = {"7B layer": False, "7B layer, clipped": True}
+"""Whether a chain on a layer's leaves clips by the global norm."""
 
 BASE = "optax.rmsprop"
 
@@ -62,16 +65,28 @@ def measure(devices: Any, quick: bool, show: Show) -> dict[str, Any]:
         label = f"{len(devices)} × {kind}, {dtype}"
         rows = _rows(made, ARRAY, dtype, devices, label, show)
         found["by_dtype"][dtype] = rows
-    if devices[0].platform == "gpu" and len(devices) == 1 and not quick:
+    if quick:
+        return found
+    cells = [
+        (
+            name,
+            chains.layer(),
+            dtype,
+            {BASE: chains.of_optax(c), "ours": chains.ours(c)},
+        )
+        for name, c in CHAINS.items()
+        for dtype in DTYPES
+    ]
+    if devices[0].platform == "gpu" and len(devices) == 1:
         few = {name: made[name] for name in (BASE, "ours", "ours-uint8")}
-        for name in MODELS:
-            shapes = SHAPES[name]()
-            label = f"{name} on {kind}"
-            found["models"][name] = {
-                "parameters": _size(shapes),
-                "leaves": len(shapes),
-                "rows": _rows(few, shapes, DTYPES[0], devices, label, show),
-            }
+        cells += [(name, SHAPES[name](), DTYPES[0], few) for name in MODELS]
+    for name, shapes, dtype, rows in cells:
+        label = f"{name}, {dtype}"
+        found["models"][label] = {
+            "parameters": _size(shapes),
+            "leaves": len(shapes),
+            "rows": _rows(rows, shapes, dtype, devices, f"{label} on {kind}", show),
+        }
     return found
 
 
