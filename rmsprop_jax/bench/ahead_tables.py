@@ -25,7 +25,7 @@ def show(found: dict[str, Any]) -> None:
         "bytes: that the program accesses, per parameter (on GPUs: of all that its "
         "kernels name); limit: parameters, gradients and state, each once",
         "narrow: nu in uint8, mu or the momentum in bfloat16",
-        "7B layer: with a schedule and decoupled weight decay of matrices; ours with one "
+        "7B layer: a schedule and decoupled weight decay of matrices; ours with one "
         "byte, skip_nonfinite and round_params; clipping reads gradients twice",
         "kernels: those on arrays as large as a leaf; small: others, such as counts",
         "temporaries: bytes; on GPUs scalars, indices of rows, and 256 for the "
