@@ -144,10 +144,18 @@ def _measured(arguments: argparse.Namespace, show: Any) -> dict[str, Any]:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     quick, named = arguments.quick, arguments.rows
     seconds = 0.5 if quick else 3.0
-    shapes = arguments.shapes or [*(QUICK if quick else SHAPES), TRAINING]
+    shapes = arguments.shapes or [*(_quick_shapes() if quick else SHAPES), TRAINING]
     limits = () if named else (seconds / 3, 1.5 * seconds, 6 * seconds)
     budget = cells.Budget(*limits)
-    found: dict[str, Any] = {"settings": {"seconds_for_rounds": seconds}, "shapes": {}}
+    absent = {
+        name: " and ".join(row.packages)
+        for name, row in ROWS.items()
+        if not named and not installed(row)
+    }
+    found: dict[str, Any] = {
+        "settings": {"seconds_for_rounds": seconds, "not_installed": absent},
+        "shapes": {},
+    }
     for name in shapes:
         with show(name, 100) as on_step:
 
@@ -163,6 +171,13 @@ def _measured(arguments: argparse.Namespace, show: Any) -> dict[str, Any]:
                 leaves, [row for row in ROWS if row in rows], seconds, budget, on_part
             )
     return found
+
+
+def _quick_shapes() -> tuple[str, ...]:
+    """Returns a few shapes, with one that is limited by memory where that is quick."""
+    import jax
+
+    return QUICK if jax.default_backend() == "cpu" else (*QUICK, "1e8")
 
 
 def _default_rows(leaves: list[tuple[int, ...]], quick: bool) -> list[str]:
