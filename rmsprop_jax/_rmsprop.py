@@ -1,8 +1,7 @@
 """`rmsprop`: the one chain of weight decay, RMS, learning rate and momentum."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -16,7 +15,7 @@ from ._transform import ScaleByRmsState, scale_by_rms
 WEIGHT_DECAY_MODES = ("coupled", "decoupled", "independent")
 
 
-@factory
+@partial(factory, like=optax.rmsprop)
 def rmsprop(
     learning_rate: optax.ScalarOrSchedule | None,
     decay: jax.typing.ArrayLike | Callable[[Any], Any] = 0.9,

@@ -1,7 +1,5 @@
 """The recursion: `scale_by_rms` and its state. The update rule stands here, once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -33,7 +31,7 @@ class ScaleByRmsState(NamedTuple):
     mu: optax.Updates | None
 
 
-@factory
+@partial(factory, like=optax.scale_by_rms)
 def scale_by_rms(
     decay: jax.typing.ArrayLike | Callable[[Any], Any] = 0.9,
     eps: jax.typing.ArrayLike = 1e-8,

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "rmsprop_jax"
 # Which modules of the package each module may import.
 MAP = {
     "_checks": set(),
-    "_signature": {"_checks"},
+    "_injection": {"_checks"},
+    "_signature": {"_injection"},
     "rounding": {"_checks"},
     "_codes": set(),
     "_leaves": {"_checks"},

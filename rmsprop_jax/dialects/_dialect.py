@@ -71,7 +71,10 @@ def dialect(
                 else optax.chain(before, transformation)
             )
 
-        return factory(build, parameters, {**_REFUSED, **refuses})
+        build.__signature__ = inspect.Signature(  # pyright: ignore
+            parameters, return_annotation=optax.GradientTransformationExtraArgs
+        )
+        return factory(build, {**_REFUSED, **refuses})
 
     return decorate
 

@@ -1,0 +1,93 @@
+"""What `optax.inject_hyperparams` needs in order to hand hyperparameters on whole.
+
+It binds a call to the factory's signature and asks for the defaults:
+https://github.com/google-deepmind/optax/blob/v0.2.8/optax/schedules/_inject.py#L146
+Then it casts Python floats to the dtype of the parameters, where bfloat16 makes 1.0 of
+a decay of 0.999 (`_convert_floats`, line 30; strongly typed arrays stay as they are),
+and takes everything callable for a schedule, `jnp.float32` and functions that are masks
+included (line 155). Written for Optax 0.2.8; the test is
+`test_injected_decay_stays_what_it_is_under_bfloat16`.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from . import _checks
+
+
+class HyperparameterSignature(inspect.Signature):
+    """The signature of a factory; an ordinary one until defaults are applied."""
+
+    factory: Callable[..., Any] | None = None  # whose signature it is
+    refuse: Callable[[dict[str, Any]], None] | None = None  # raises for keywords
+
+    def replace(self, **changes: Any) -> "HyperparameterSignature":
+        """Returns the signature changed, as of a `functools.partial`."""
+        changed = super().replace(**changes)
+        changed.factory, changed.refuse = self.factory, self.refuse
+        return changed
+
+    __replace__ = replace
+
+    def bind(self, *args: Any, **kwargs: Any) -> "HyperparameterArguments":
+        """Returns the arguments that are given, as they are."""
+        if self.refuse is not None:
+            self.refuse(kwargs)
+        return HyperparameterArguments(self, super().bind(*args, **kwargs).arguments)
+
+
+class HyperparameterArguments(inspect.BoundArguments):
+    """Bound arguments whose floats become wide arrays once defaults are applied."""
+
+    def apply_defaults(self) -> None:
+        """Adds the defaults, and makes of all what `inject_hyperparams` keeps whole.
+
+        Numbers out of their range raise here as they do in the call itself: the arrays
+        that the factory gets later are what a run made of them, which it accepts.
+        """
+        super().apply_defaults()
+        arguments = self.arguments
+        factory = cast(HyperparameterSignature, self.signature).factory
+        if factory is not None and _complete(factory, arguments):
+            factory(**arguments)
+        for name, value in arguments.items():
+            if name.endswith("_mask") and callable(value):
+                arguments[name] = Hidden(value)
+            elif name.endswith("_dtype") and callable(value):
+                arguments[name] = jnp.dtype(cast(Any, value))
+            elif callable(value):
+                if not isinstance(value, optax.schedules.StatefulSchedule):
+                    arguments[name] = _with_wide_values(value)
+            else:
+                arguments[name] = _strongly_typed(value)
+
+
+class Hidden(NamedTuple):
+    """Hides a function that is no schedule from `optax.inject_hyperparams`."""
+
+    function: Callable[..., Any]
+
+
+def _complete(factory: Callable[..., Any], arguments: dict[str, Any]) -> bool:
+    """Whether a call has all that it needs: that of a partial may not."""
+    parameters = inspect.signature(factory).parameters.values()
+    return all(p.name in arguments for p in parameters if p.default is p.empty)
+
+
+def _strongly_typed(value: Any) -> Any:
+    if isinstance(value, float | np.floating):
+        return jnp.asarray(value, float)
+    value = _checks.at_least_float32(value)
+    # A schedule's result is weakly typed where it came from Python numbers.
+    return value.astype(value.dtype) if isinstance(value, jax.Array) else value
+
+
+def _with_wide_values(schedule: Callable[..., Any]) -> Callable[..., Any]:
+    return functools.wraps(schedule)(lambda *args: _strongly_typed(schedule(*args)))
