@@ -21,6 +21,9 @@ import optax
 
 from . import _checks
 
+A_HALF = 0.5
+"""In the place of a schedule where a call is looked at: inside the range of each."""
+
 
 class HyperparameterSignature(inspect.Signature):
     """The signature of a factory; an ordinary one until defaults are applied."""
@@ -56,15 +59,17 @@ class HyperparameterArguments(inspect.BoundArguments):
         arguments = self.arguments
         factory = cast(HyperparameterSignature, self.signature).factory
         if factory is not None and _complete(factory, arguments):
-            factory(**arguments)
+            factory(
+                **{n: A_HALF if _scheduled(n, x) else x for n, x in arguments.items()}
+            )
         for name, value in arguments.items():
-            if name.endswith("_mask") and callable(value):
-                arguments[name] = Hidden(value)
-            elif name.endswith("_dtype") and callable(value):
-                arguments[name] = jnp.dtype(cast(Any, value))
-            elif callable(value):
+            if _scheduled(name, value):
                 if not isinstance(value, optax.schedules.StatefulSchedule):
                     arguments[name] = _with_wide_values(value)
+            elif name.endswith("_mask") and callable(value):
+                arguments[name] = Hidden(value)
+            elif callable(value):
+                arguments[name] = jnp.dtype(cast(Any, value))
             else:
                 arguments[name] = _strongly_typed(value)
 
@@ -73,6 +78,11 @@ class Hidden(NamedTuple):
     """Hides a function that is no schedule from `optax.inject_hyperparams`."""
 
     function: Callable[..., Any]
+
+
+def _scheduled(name: str, value: Any) -> bool:
+    """Whether `value` is a function of the step, and no mask or dtype."""
+    return callable(value) and not name.endswith(("_mask", "_dtype"))
 
 
 def _complete(factory: Callable[..., Any], arguments: dict[str, Any]) -> bool:

@@ -117,9 +117,13 @@ def rmsprop(
       in Optax 0.2.8; those after ``*`` are ours.
     """
     if callable(learning_rate):
-        _checks.number("learning_rate", learning_rate, "a number", or_schedule=True)
+        _checks.hyperparameter(
+            "learning_rate", learning_rate, "a number", or_schedule=True
+        )
     elif learning_rate is not None:
-        _checks.number("learning_rate", learning_rate, "finite", or_schedule=True)
+        _checks.hyperparameter(
+            "learning_rate", learning_rate, "finite", or_schedule=True
+        )
     _checks.flag("maximize", maximize)
     rms = scale_by_rms(
         decay,
@@ -171,7 +175,7 @@ def _weight_decay_rate(learning_rate: Any, weight_decay: Any, mode: str) -> Any:
         raise ValueError(f"`weight_decay_mode` must be one of {names}, got {mode!r}.")
     if weight_decay is None:
         return None
-    _checks.number(
+    _checks.hyperparameter(
         "weight_decay", weight_decay, "finite and at least 0", or_schedule=True
     )
     if isinstance(weight_decay, int | float) and weight_decay == 0:

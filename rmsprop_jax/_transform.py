@@ -60,7 +60,8 @@ def scale_by_rms(
     Args:
       decay: how much of the average a step keeps: a number in [0, 1), or a schedule,
         a function of the number of updates done that stays in [0, 1)
-        (`rmsprop_jax.decay` has some).
+        (`rmsprop_jax.decay` has some). One that leaves [0, 1] during a run makes the
+        updates NaN at once, as a negative `eps` does; 1 itself keeps all of `nu`.
       eps: keeps the division from zero, at least 0: in units of the gradient, or of
         its square where `eps_in_sqrt`.
       initial_scale: the initial value of `nu`, at least 0.
@@ -91,7 +92,7 @@ def scale_by_rms(
 
     Raises:
       ValueError: for a number out of its range, or gradients whose tree or shapes are
-        not those of the parameters.
+        not those of the parameters. Not for an array of JAX's, which a run may change.
       TypeError: for an unknown keyword, an argument of the wrong kind, an integer
         leaf.
 
@@ -113,8 +114,9 @@ def scale_by_rms(
       `optax.scale_by_rms` in Optax 0.2.8; those after ``*`` are ours.
     """
     schedule = as_schedule(decay, bias_correction)
-    _checks.number("eps", eps, "finite and at least 0")
-    _checks.number("initial_scale", initial_scale, "finite and at least 0")
+    _checks.hyperparameter("eps", eps, "finite and at least 0")
+    _checks.hyperparameter("initial_scale", initial_scale, "finite and at least 0")
+    eps, initial_scale = (_checks.inside(0, None, x) for x in (eps, initial_scale))
     _checks.flag("eps_in_sqrt", eps_in_sqrt)
     _checks.flag("centered", centered)
     _checks.flag("skip_nonfinite", skip_nonfinite)

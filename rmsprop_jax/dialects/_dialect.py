@@ -92,14 +92,14 @@ def unless_zero(value: Any) -> Any:
 def as_float32(value: Any) -> Any:
     """Rounds a hyperparameter, or what a schedule returns, to float32."""
     if callable(value):
-        return lambda count: as_float32(value(count))
+        return functools.wraps(value)(lambda count: as_float32(value(count)))
     if isinstance(value, jax.Array):
         return value.astype(np.float32)
     return np.float32(value) if isinstance(value, int | float | np.ndarray) else value
 
 
 def _in_native_names(message: str, own: Mapping[str, Any]) -> str:
-    for name in own:
-        message = message.replace(f"`{canonical(name)}`", f"`{name}`")
-        message = message.replace(f"`{canonical(name)}(0)`", f"`{name}(0)`")
+    for ours, name in {canonical(n): n for n in reversed([*own])}.items():  # the first
+        message = message.replace(f"`{ours}`", f"`{name}`")
+        message = message.replace(f"`{ours}(0)`", f"`{name}(0)`")
     return message

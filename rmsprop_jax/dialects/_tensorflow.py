@@ -222,18 +222,17 @@ def tf_keras(
             "is inside the root depends on it. In optax.inject_hyperparams, pass "
             'static_args="momentum".'
         )
-    if isinstance(momentum, jax.Array):
-        momentum = float(momentum)
-    _checks.number("decay", decay, "finite and at least 0")
+    off = is_zero(float(momentum) if isinstance(momentum, jax.Array) else momentum)
+    _checks.hyperparameter("decay", decay, "finite and at least 0")
     rate = as_float32(learning_rate if lr is None else lr)
     return dict(
         before=_clipping(clipvalue, clipnorm, global_clipnorm, alone=False),
         learning_rate=rate if is_zero(decay) else _over_time(rate, as_float32(decay)),
         decay=_rounded_first("rho", as_float32(rho)),
         eps=1e-7 if epsilon is None or is_zero(epsilon) else epsilon,
-        eps_in_sqrt=not is_zero(momentum),
+        eps_in_sqrt=not off,
         centered=centered,
-        momentum=as_float32(unless_zero(momentum)),
+        momentum=None if off else as_float32(momentum),
         **options,
     )
 
@@ -305,10 +304,12 @@ def paddle(
     )
 
 
-def _rounded_first(name: str, decay: Any) -> Schedule:
+def _rounded_first(name: str, decay: Any) -> Schedule | Weights:
     """Returns a decay, number or schedule, rounded before 1 − decay is taken of it."""
-    _checks.number(name, decay, "in [0, 1)", or_schedule=True)
-    return lambda count: Weights(keep=decay(count) if callable(decay) else decay)
+    _checks.hyperparameter(name, decay, "in [0, 1)", or_schedule=True)
+    if callable(decay):
+        return lambda count: Weights(keep=decay(count))
+    return Weights(keep=decay)
 
 
 def _over_time(rate: Any, decay: Any) -> Any:
@@ -340,7 +341,7 @@ def _clipping(
         ("global_clipnorm", global_clipnorm, optax.clip_by_global_norm),
     ):
         if limit is not None:
-            _checks.number(name, limit, "finite and greater than 0")
+            _checks.hyperparameter(name, limit, "finite and greater than 0")
             steps[name] = make(limit)
     exclusive = [f"`{name}`" for name in steps if alone or name != "clipvalue"]
     if len(exclusive) > 1:
