@@ -62,7 +62,8 @@ def rmsprop(
       centered: whether to divide by the standard deviation: see `scale_by_rms`.
       momentum: m, a number in [0, 1], or None for no momentum and no buffer.
       nesterov: whether the momentum is Nesterov's; needs `momentum`.
-      bias_correction: whether the averages leave out their initial values.
+      bias_correction: whether the averages leave out their initial values: see
+        `scale_by_rms`, also for why it is not Optax's to the last digit.
       learning_rate_in_momentum: whether the buffer gathers steps, as in Optax, TF and
         Keras, or directions, as in torch; it shows when the learning rate changes.
       cautious: whether to leave out the elements of a step that momentum carries

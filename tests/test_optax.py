@@ -114,6 +114,29 @@ def test_scale_by_rms_is_optax_s():
             assert_close(u, v, 2e-6)
 
 
+@pytest.mark.optimized
+@pytest.mark.promotion
+@pytest.mark.parametrize(("rho", "theirs_off"), [(0.999, 5e-6), (0.9999, 5e-5)])
+def test_bias_correction_is_that_of_exact_arithmetic(rho, theirs_off):
+    """Why `test_rms_match_adam` and `test_schedule_free_adamw` of Optax fail for ours.
+
+    They compare with Optax's Adam to 1e-6, and so with the error of 1 - rho^t there.
+    """
+    path = np.random.default_rng(0).standard_normal((5, 100)).astype(np.float32)
+    nu, exact, errors = 0.0, [], []
+    for t, g in enumerate(path.astype(np.float64), 1):
+        nu = rho * nu + (1 - rho) * g**2
+        exact.append(g / (np.sqrt(nu / (1 - rho**t)) + 1e-8))
+    for make in (scale_by_rms, optax.scale_by_rms):
+        tx = make(rho, eps_in_sqrt=False, bias_correction=True)
+        step = jax.jit(lambda state, g, tx=tx: tx.update(g, state)[::-1])
+        _, updates = jax.lax.scan(step, tx.init(path[0]), path)
+        errors.append(np.abs(np.float64(updates) / np.asarray(exact) - 1).max())
+    ours, theirs = errors
+    assert ours < 5e-7
+    assert theirs > theirs_off
+
+
 def test_scale_by_rms_centered_is_optax_s_scale_by_stddev():
     params, grads = tree("float32"), tree("float32", seed=1)
     theirs = optax.chain(optax.scale_by_stddev(0.9, 1e-3), optax.scale(-0.1))
