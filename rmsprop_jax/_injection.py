@@ -30,11 +30,13 @@ class HyperparameterSignature(inspect.Signature):
 
     factory: Callable[..., Any] | None = None  # whose signature it is
     refuse: Callable[[dict[str, Any]], None] | None = None  # raises for keywords
+    python_float: Any = float  # the dtype of Python floats
 
     def replace(self, **changes: Any) -> "HyperparameterSignature":
         """Returns the signature changed, as of a `functools.partial`."""
         changed = super().replace(**changes)
         changed.factory, changed.refuse = self.factory, self.refuse
+        changed.python_float = self.python_float
         return changed
 
     __replace__ = replace
@@ -57,7 +59,8 @@ class HyperparameterArguments(inspect.BoundArguments):
         """
         super().apply_defaults()
         arguments = self.arguments
-        factory = cast(HyperparameterSignature, self.signature).factory
+        signature = cast(HyperparameterSignature, self.signature)
+        factory, dtype = signature.factory, signature.python_float
         if factory is not None and _complete(factory, arguments):
             factory(
                 **{n: A_HALF if _scheduled(n, x) else x for n, x in arguments.items()}
@@ -65,13 +68,13 @@ class HyperparameterArguments(inspect.BoundArguments):
         for name, value in arguments.items():
             if _scheduled(name, value):
                 if not isinstance(value, optax.schedules.StatefulSchedule):
-                    arguments[name] = _with_wide_values(value)
+                    arguments[name] = _with_wide_values(value, dtype)
             elif name.endswith("_mask") and callable(value):
                 arguments[name] = Hidden(value)
             elif callable(value):
                 arguments[name] = jnp.dtype(cast(Any, value))
             else:
-                arguments[name] = _strongly_typed(value)
+                arguments[name] = _strongly_typed(value, dtype)
 
 
 class Hidden(NamedTuple):
@@ -91,13 +94,29 @@ def _complete(factory: Callable[..., Any], arguments: dict[str, Any]) -> bool:
     return all(p.name in arguments for p in parameters if p.default is p.empty)
 
 
-def _strongly_typed(value: Any) -> Any:
+def _strongly_typed(value: Any, python_float: Any) -> Any:
+    value = _checks.at_least_float32(of_python(python_float, value))
     if isinstance(value, float | np.floating):
         return jnp.asarray(value, float)
-    value = _checks.at_least_float32(value)
     # A schedule's result is weakly typed where it came from Python numbers.
     return value.astype(value.dtype) if isinstance(value, jax.Array) else value
 
 
-def _with_wide_values(schedule: Callable[..., Any]) -> Callable[..., Any]:
-    return functools.wraps(schedule)(lambda *args: _strongly_typed(schedule(*args)))
+def of_python(dtype: Any, value: Any) -> Any:
+    """Rounds a Python float, or what a schedule makes of them, to `dtype`."""
+    if dtype is float:
+        return value
+    if callable(value):
+        return functools.wraps(value)(lambda count: of_python(dtype, value(count)))
+    if type(value) is float:
+        return dtype(value)
+    weak = isinstance(value, jax.Array) and getattr(value, "weak_type", False)
+    return value.astype(dtype) if weak else value
+
+
+def _with_wide_values(
+    schedule: Callable[..., Any], python_float: Any
+) -> Callable[..., Any]:
+    return functools.wraps(schedule)(
+        lambda *args: _strongly_typed(schedule(*args), python_float)
+    )

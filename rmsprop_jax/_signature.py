@@ -42,6 +42,7 @@ def factory(
     refusals: Mapping[str, str] = MappingProxyType({}),
     *,
     like: Callable[..., Any] | None = None,
+    python_float: Any = float,
 ) -> Callable[P, T]:
     """Wraps a function of hyperparameters for the callers that it has.
 
@@ -54,6 +55,7 @@ def factory(
       like: the function of the same name in Optax. Who reads annotations at run time,
         as Optax's own tests do, finds Optax's for Optax's arguments; type checkers read
         those in the source, which also accept what is accepted here only.
+      python_float: the dtype that the function makes of Python floats.
     """
     own = inspect.signature(function)
     theirs = inspect.signature(like).parameters if like else {}
@@ -74,6 +76,7 @@ def factory(
         return function(*args, **kwargs)
 
     signature.factory, signature.refuse = wrapper, refuse
+    signature.python_float = python_float
     wrapper.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     wrapper.__annotations__["return"] = returned

@@ -27,7 +27,7 @@ MAP = {
     "sharding": {"_placement", "_zero", "_zero_state"},
     "_chain": {"_checks", "_leaves", "rounding", "storage"},
     "_rmsprop": {"_checks", "_signature", "_chain", "_transform"},
-    "dialects._dialect": {"_checks", "_signature", "_rmsprop", "decay"},
+    "dialects._dialect": {"_injection", "_signature", "_rmsprop"},
     "dialects._documentation": {"_signature"},
     "dialects._jax": {"decay", "_dialect"},
     "dialects._tensorflow": {"_checks", "decay", "_dialect"},

@@ -6,12 +6,14 @@ A dialect is a function from a framework's own arguments to those of `rmsprop`.
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ParamSpec, TypedDict
 
 import jax
 import numpy as np
 import optax
 
+from .._injection import of_python
 from .._rmsprop import rmsprop
 from .._signature import canonical, factory
 
@@ -36,6 +38,7 @@ _REFUSED = {
 
 def dialect(
     refuses: Mapping[str, str],
+    python_float: Any = float,
 ) -> Callable[
     [Callable[P, dict[str, Any]]], Callable[P, optax.GradientTransformationExtraArgs]
 ]:
@@ -45,10 +48,13 @@ def dialect(
 
     Args:
       refuses: keywords that there is a reason to refuse, with the reason.
+      python_float: what the framework makes of Python floats first, np.float32 or float
+        for nothing; NumPy's and JAX's keep their dtype.
     """
 
     def decorate(native: Callable[P, dict[str, Any]]) -> Any:
-        own = inspect.signature(native).parameters
+        signature = inspect.signature(native)
+        own = signature.parameters
         parameters = [p for p in own.values() if p.kind is not p.VAR_KEYWORD]
         ours = inspect.signature(rmsprop).parameters
         parameters += [
@@ -59,7 +65,11 @@ def dialect(
 
         @functools.wraps(native)
         def build(*args: P.args, **kwargs: P.kwargs) -> Any:
-            arguments = native(*args, **kwargs)
+            call = signature.bind(*args, **kwargs)
+            call.apply_defaults()  # these are Python floats, too
+            rounded = partial(of_python, python_float)
+            named = {name: rounded(x) for name, x in call.kwargs.items()}
+            arguments = native(*map(rounded, call.args), **named)  # pyright: ignore
             before = arguments.pop("before", None)
             try:
                 transformation = rmsprop(**arguments)
@@ -74,7 +84,7 @@ def dialect(
         build.__signature__ = inspect.Signature(  # pyright: ignore
             parameters, return_annotation=optax.GradientTransformationExtraArgs
         )
-        return factory(build, {**_REFUSED, **refuses})
+        return factory(build, {**_REFUSED, **refuses}, python_float=python_float)
 
     return decorate
 
