@@ -41,7 +41,7 @@ def momentum(
             if is_set:
                 raise ValueError(f"`{name}` needs `momentum`, which is None.")
         return optax.identity()
-    _checks.number("momentum", momentum, "in [0, 1]")
+    _checks.hyperparameter("momentum", momentum, "in [0, 1]")
 
     def init(params: optax.Params) -> optax.TraceState:
         zeros = partial(storage.full, value=0, form=form)

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "rmsprop_jax"
 # Which modules of the package each module may import.
 MAP = {
     "_checks": set(),
-    "_signature": {"_checks"},
+    "_injection": {"_checks"},
+    "_signature": {"_injection"},
     "_bits": {"_checks"},
     "rounding": {"_bits", "_checks"},
     "_codes": set(),
@@ -27,7 +28,7 @@ MAP = {
     "sharding": {"_placement", "_zero", "_zero_state"},
     "_chain": {"_bits", "_checks", "_leaves", "storage"},
     "_rmsprop": {"_checks", "_signature", "_chain", "_transform"},
-    "dialects._dialect": {"_checks", "_signature", "_rmsprop", "decay"},
+    "dialects._dialect": {"_injection", "_signature", "_rmsprop"},
     "dialects._documentation": {"_signature"},
     "dialects._jax": {"decay", "_dialect"},
     "dialects._tensorflow": {"_checks", "decay", "_dialect"},
