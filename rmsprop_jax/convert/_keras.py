@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from .. import dialects
-from . import _files
+from . import _files, _hdf5
 from ._record import Group, Record, Slots, present
 
-_EXTRA = "'rmsprop-jax[convert]'"
 _LEAVES = {  # the trainable variables of a layer, in order, where not kernel and bias
     "BatchNormalization": ("gamma", "beta"),
     "LayerNormalization": ("gamma", "beta"),
@@ -141,17 +140,15 @@ def to_dict(record: Record, like: Mapping[str, Any] | None = None) -> dict[str, 
 
 def load(path: Any) -> dict[str, Any]:
     """Returns the optimizer's variables, its configuration and the model's weights."""
-    path = Path(path)
-    h5py = _files.needed("h5py", f"Reading {path.name}", _EXTRA)
-    model: dict[str, Any] = {}
+    path, model = Path(path), {}
+    file: Any = path
     if zipfile.is_zipfile(path):
+        _files.check_zip(path)
         with zipfile.ZipFile(path) as archive:
-            model = json.loads(archive.read("config.json"))
-            file: Any = io.BytesIO(archive.read("model.weights.h5"))
-    else:
-        file = path
+            model = json.loads(_files.unzipped(archive, "config.json"))
+            file = io.BytesIO(_files.unzipped(archive, "model.weights.h5"))
     optimizer = (model.get("compile_config") or {}).get("optimizer") or {}
-    with h5py.File(file, "r") as weights:
+    with _hdf5.opened(file, path.name) as weights:
         stored = weights.get("optimizer/vars", {})
         variables = [stored[str(i)][()] for i in range(len(stored))]
         places = _places(model, weights)
@@ -173,14 +170,13 @@ def save(path: Any, content: Mapping[str, Any]) -> None:
             "optimizer's state into; or use export(), and Keras's "
             "optimizer.load_own_variables."
         )
-    h5py = _files.needed("h5py", f"Writing {path.name}", _EXTRA)
     old = io.BytesIO(content["file"])
     zipped = zipfile.is_zipfile(old)
     weights = old
     if zipped:
         with zipfile.ZipFile(old) as archive:
-            weights = io.BytesIO(archive.read("model.weights.h5"))
-    with h5py.File(weights, "r+") as file:
+            weights = io.BytesIO(_files.unzipped(archive, "model.weights.h5"))
+    with _hdf5.opened(weights, path.name, "r+") as file:
         stored = file["optimizer/vars"]
         if len(stored) != len(content["variables"]):
             raise ValueError(
@@ -199,7 +195,10 @@ def save(path: Any, content: Mapping[str, Any]) -> None:
             for entry in archive.infolist():
                 is_weights = entry.filename == "model.weights.h5"
                 new.writestr(
-                    entry, weights.getvalue() if is_weights else archive.read(entry)
+                    entry,
+                    weights.getvalue()
+                    if is_weights
+                    else _files.unzipped(archive, entry.filename),
                 )
 
 

@@ -46,7 +46,8 @@ def read(
     names = None if names is None else list(names)
     kind, content = _content(source, framework)
     if kind == "ours":
-        return _ours.read(source)
+        with _files.reading(source):
+            return _ours.read(source)
     if module_named(kind) is _torch:
         record = _torch.read(content, framework, names)
     elif kind == "tf1":
@@ -153,6 +154,8 @@ def _content(source: Any, framework: str | None) -> tuple[str, Any]:
 
 def _kind_of(path: Path, framework: str | None) -> str:
     """Returns what a file is, by its name and beginning, or as the user says."""
+    if not path.exists() and not Path(f"{path}.index").exists():
+        raise FileNotFoundError(f"There is no file {path}.")
     if path.suffix in (".pkl", ".pickle"):
         raise ValueError(
             f"{path.name} is a pickle, which would execute what is in it: load it "

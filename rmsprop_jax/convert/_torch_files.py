@@ -21,6 +21,7 @@ def load(path: Any) -> dict[str, Any]:
     path = Path(path)
     if path.suffix != ".safetensors":
         torch = _files.needed("torch", f"Reading {path.name}", "torch")
+        _files.check_zip(path)
         try:
             content = torch.load(path, weights_only=True, map_location="cpu")
         except pickle.UnpicklingError as error:
@@ -32,6 +33,9 @@ def load(path: Any) -> dict[str, Any]:
             raise ValueError(
                 f"{path.name} holds a {type(content).__name__}, not a state_dict()."
             )
+        tensors = [value for _, value in flat(content) if hasattr(value, "nbytes")]
+        unpacked = sum(tensor.nbytes for tensor in tensors)  # of views too, as arrays
+        _files.check_growth(path.name, path.stat().st_size, unpacked)
         return dict(content)
     safetensors = _files.needed(
         "safetensors", f"Reading {path.name}", "'rmsprop-jax[convert]'"
