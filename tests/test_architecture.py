@@ -39,7 +39,6 @@ MAP = {
         "_tensorflow",
         "_torch",
     },
-    "convert._tensor_bundle": set(),
     "convert._files": set(),
     "convert._record": {"_leaves", "dialects", "storage", "_rmsprop", "_transform"},
     "convert._names": {"_record"},
@@ -48,7 +47,8 @@ MAP = {
     "convert._torch": {"dialects", "_bitsandbytes", "_record", "_torch_files"},
     "convert._hdf5": {"_files"},
     "convert._keras": {"dialects", "_files", "_hdf5", "_record"},
-    "convert._tf1": {"_record", "_tensor_bundle"},
+    "convert._stored": {"_record"},
+    "convert._tf1": {"_files", "_record", "_stored"},
     "convert._optax": {"_files", "_record"},
     "convert._ours": {"_files", "_record"},
     "convert._sources": {

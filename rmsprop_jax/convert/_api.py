@@ -182,7 +182,8 @@ def export(
     record = drained(state, params, dialect, hyperparameters)
     if dialect == "optax":
         return _as_optax(record, params)
-    module, content = module_of(dialect), content_of(like, dialect)
+    content = content_of(like, dialect)
+    module = module_of(dialect, content)
     return module.to_dict(_named(record, params, rule, names, content), content)
 
 
@@ -245,6 +246,7 @@ def save(
             temporary.write_bytes(flax.serialization.to_bytes(native))
     else:
         content = content_of(like, dialect)
+        module = module_of(dialect, content)
         named = _named(record, params, rule, names, content)
         module.save(path, module.to_dict(named, content))
 

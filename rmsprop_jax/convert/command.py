@@ -120,9 +120,9 @@ def _convert(arguments: argparse.Namespace) -> tuple[Record, list[tuple[str, Pla
             )
         _ours.save(target, record)
         return record, places
-    module = _sources.module_of(record.dialect)
     _sources.check_suffix(target, record.dialect)
     content = _sources.content_of(arguments.like, record.dialect)
+    module = _sources.module_of(record.dialect, content)
     old = _sources.read(content, record.dialect, None, given)
     names = [name for group in old.groups for name in group.names]
     back = rule if record.is_ours else (lambda path, shape, names: Place(path))
