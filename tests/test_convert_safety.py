@@ -6,6 +6,7 @@ import os
 import stat
 import tracemalloc
 import zipfile
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -82,12 +83,23 @@ def test_a_file_that_refers_to_another_is_neither_read_nor_written(
     assert not (tmp_path / f"out{suffix}").exists()
 
 
-def test_a_group_inside_itself_is_walked_once(tmp_path):
+def test_a_group_inside_itself_is_not_walked_for_ever(tmp_path):
     path = write_h5(tmp_path / "m.weights.h5")
+    load = partial(convert.load, params=PARAMS, names=NAMES, learning_rate=0.1, **GIVEN)
+    load(path)
     with h5py.File(path, "r+") as file:
-        file["layers/again"] = file["layers"]
-        file["layers/soft"] = h5py.SoftLink("/optimizer")
-    convert.load(path, PARAMS, names=NAMES, learning_rate=0.1, **GIVEN)
+        file["soft"] = h5py.SoftLink("/")
+    with pytest.raises(ValueError, match="/soft behind a link"):
+        load(path)
+    with h5py.File(path, "r+") as file:
+        del file["soft"]
+    for place in ("layers/again", "optimizer/again"):
+        with h5py.File(path, "r+") as file:
+            file[place] = file["layers"]
+        with pytest.raises(ValueError, match=f"group /{place} in two places"):
+            load(path)
+        with h5py.File(path, "r+") as file:
+            del file[place]
 
 
 def zeros_in_chunks(group):
@@ -157,7 +169,9 @@ def test_bytes_are_checked_as_files_are(tmp_path):
     _, ways = outside(tmp_path)
     write_h5(file, ways["link"])
     with (
-        pytest.raises(ValueError, match="/optimizer/vars/2 in another file"),
+        pytest.raises(
+            ValueError, match="/optimizer/vars/2 behind a link or in another file"
+        ),
         _hdf5.opened(file, "m.weights.h5"),
     ):
         pass

@@ -39,22 +39,23 @@ def _bytes_of(h5py: Any, content: Any, name: str) -> int:
       ValueError: if something in it lies in another file: reading would disclose that
         file's bytes, and writing would change them.
     """
-    total, seen, groups = 0, set(), [content]
+    total, groups = 0, [content]
+    seen = {h5py.h5o.get_info(content.id).addr}
     while groups:
         group = groups.pop()
         for key in group:
             link = group.get(key, getlink=True)
-            if isinstance(link, h5py.SoftLink):
-                continue  # what it leads to in this file has a hard link too
             place = f"{group.name.rstrip('/')}/{key}"
             if not isinstance(link, h5py.HardLink):
                 raise ValueError(_elsewhere(name, place))
             child = group[key]
             address = h5py.h5o.get_info(child.id).addr
-            if address in seen:
-                continue
-            seen.add(address)
             if isinstance(child, h5py.Group):
+                if address in seen:
+                    raise ValueError(
+                        f"{name} has the group {place} in two places, or in itself."
+                    )
+                seen.add(address)
                 groups.append(child)
             elif isinstance(child, h5py.Dataset):
                 if child.external or child.is_virtual:
@@ -65,6 +66,6 @@ def _bytes_of(h5py: Any, content: Any, name: str) -> int:
 
 def _elsewhere(name: str, place: str) -> str:
     return (
-        f"{name} keeps {place} in another file, which is neither read nor written: "
-        "save the model again, into one file."
+        f"{name} keeps {place} behind a link or in another file, which is neither read "
+        "nor written: save the model again, into one file."
     )

@@ -5,7 +5,7 @@ writing follow it, whatever the file.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ class Stored(NamedTuple):
       missing: those that it does not say.
       layers: as in a `Record`.
       left_out: as in a `Record`.
+      assumed: as in a `Record`.
     """
 
     dialect: str
@@ -47,6 +48,7 @@ class Stored(NamedTuple):
     missing: tuple[str, ...] = ()
     layers: Mapping[str, str] = {}
     left_out: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
 
 def to_record(arrays: Mapping[Any, Any], at: Stored) -> Record:
@@ -78,6 +80,7 @@ def to_record(arrays: Mapping[Any, Any], at: Stored) -> Record:
         {name: np.asarray(arrays[key]) for name, key in at.weights.items()},
         layers=at.layers,
         left_out=at.left_out,
+        assumed=at.assumed,
     )
 
 
@@ -159,13 +162,3 @@ def named(
         elif end and end[1] in flat:
             slots.setdefault(flat[end[1]], {})[ROLES[end[2]]] = key
     return {name: slots[name] for name in weights if name in slots}, step, rate
-
-
-def without(
-    slots: Mapping[str, Mapping[str, Any]], roles: Iterable[str]
-) -> dict[str, dict[str, Any]]:
-    """Returns keys without those of some roles."""
-    return {
-        name: {role: key for role, key in keys.items() if role not in roles}
-        for name, keys in slots.items()
-    }
