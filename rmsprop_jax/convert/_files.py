@@ -2,10 +2,11 @@
 
 import contextlib
 import importlib
+import io
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,20 @@ def unzipped(archive: zipfile.ZipFile, entry: str) -> bytes:
     """Returns an archive's entry, and no more bytes than the archive announces."""
     with archive.open(entry) as file:
         return file.read(archive.getinfo(entry).file_size)
+
+
+def rezipped(path: Path, old: bytes, new: Mapping[str, bytes]) -> None:
+    """Writes an archive like another one, with other bytes for some of its entries."""
+    with (
+        replacing(path) as temporary,
+        zipfile.ZipFile(io.BytesIO(old)) as archive,
+        zipfile.ZipFile(temporary, "w") as target,
+    ):
+        for entry in archive.infolist():
+            name = entry.filename
+            target.writestr(
+                entry, new[name] if name in new else unzipped(archive, name)
+            )
 
 
 def needed(module: str, what: str, install: str) -> Any:

@@ -134,17 +134,12 @@ def save(path: Any, content: Mapping[str, Any]) -> None:
                 file[place][...] = value
         for name, place in content["places"].items():
             file[place][...] = content["weights"][name]
+    if zipped:
+        new = {"model.weights.h5": weights.getvalue()}
+        _files.rezipped(path, content["file"], new)
+        return
     with _files.replacing(path) as temporary:
-        if not zipped:
-            temporary.write_bytes(weights.getvalue())
-            return
-        with zipfile.ZipFile(old) as archive, zipfile.ZipFile(temporary, "w") as new:
-            for entry in archive.infolist():
-                is_weights = entry.filename == "model.weights.h5"
-                octets = (
-                    None if is_weights else _files.unzipped(archive, entry.filename)
-                )
-                new.writestr(entry, weights.getvalue() if octets is None else octets)
+        temporary.write_bytes(weights.getvalue())
 
 
 def _arrays(content: Mapping[str, Any]) -> dict[Any, Any]:

@@ -18,6 +18,7 @@ _MODULES: dict[str, Any] = {
 }
 _SUFFIXES = {
     ".pt": "torch", ".pth": "torch", ".bin": "torch", ".tar": "torch",
+    ".ckpt": "torch", ".zip": "torch",
     ".keras": "keras", ".h5": "keras", ".index": "tf1",
     ".msgpack": "optax", ".npz": "optax",
 }  # fmt: skip
@@ -155,7 +156,7 @@ def _content(source: Any, framework: str | None) -> tuple[str, Any]:
     if isinstance(source, Mapping):
         keys = [str(key) for key in source]
         kind = framework or "optax"
-        if {"param_groups", *_torch_files.OPTIMIZERS} & set(keys):
+        if _torch_files.is_content(source):
             kind = "torch"
         elif "variables" in keys:
             kind = "keras"
@@ -185,10 +186,12 @@ def _kind_of(path: Path, framework: str | None) -> tuple[str, Path]:
         return "ours" if _ours.is_ours(path) else "torch", path
     if path.suffix in _SUFFIXES:
         return _SUFFIXES[path.suffix], path
+    if (path / "optimizer.pt").exists():
+        return "torch", path
     if framework is None:
         known = ", ".join([".safetensors", *_SUFFIXES])
         raise ValueError(
-            f"{path.name} is none of {known} nor the prefix of a checkpoint of "
-            "TensorFlow: say what it is with `framework`."
+            f"{path.name} is none of {known}, nor a folder of Hugging Face's Trainer "
+            "or a checkpoint of TensorFlow: say what it is with `framework`."
         )
     return framework, path
