@@ -42,6 +42,8 @@ class Restored(NamedTuple):
       step: how many updates were done; None if the source does not say.
       groups: the parameter groups, for `save`.
       places: what went where: each leaf's path, and its place in the file.
+      left_out: what the source has besides and is not taken over, in words.
+      assumed: what the source does not say and is taken for granted, in words.
     """
 
     state: Any
@@ -52,6 +54,8 @@ class Restored(NamedTuple):
     step: int | None
     groups: tuple[Group, ...]
     places: list[tuple[str, Place]]
+    left_out: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
 
 def load(
@@ -136,6 +140,8 @@ def load(
         step=record.step,
         groups=record.groups,
         places=places,
+        left_out=record.left_out,
+        assumed=record.assumed,
     )
 
 

@@ -149,6 +149,9 @@ def _show(record: Record, places: list[tuple[str, Place]], target: str) -> None:
         values = group.hyperparameters.items()
         shown = ", ".join(f"{name}={value}" for name, value in values)
         console.print(f"hyperparameters: {shown}", highlight=False, markup=False)
+    for what, words in (("left out", record.left_out), ("assumed", record.assumed)):
+        if words:
+            console.print(f"{what}: {'; '.join(words)}", highlight=False, markup=False)
     console.print(f"written: {target}", highlight=False, markup=False)
 
 
