@@ -258,7 +258,7 @@ REFUSED = {
     "the parameters first": (
         lambda: dialects.torch([jnp.ones(1)]),
         TypeError,
-        "`lr` must be a number or a schedule",
+        "The first argument is a list, as of parameters",
     ),
     "Paddle's parameters": (
         lambda: dialects.paddle(0.1, parameters=[1]),
@@ -561,3 +561,20 @@ def test_docstrings_have_the_equation_in_native_names():
         for section in ("Args:", "Returns:", "Raises:", "Example:", "References:"):
             assert section in (make.__doc__ or ""), (name, section)
         assert "{" not in (make.__doc__ or "").split("Example:")[0]
+
+
+@pytest.mark.parametrize("name", ["torch", "timm", "sb3", "bitsandbytes", "keras"])
+def test_the_parameters_of_another_framework_s_call_are_said_to_be_too_much(name):
+    make, rate = dialects.DIALECTS[name], "learning_rate" if name == "keras" else "lr"
+
+    class Module:
+        def parameters(self):
+            return iter(())
+
+    for first in (iter([1]), [{"params": [1]}], (1,), {"w": 1}, Module()):
+        with pytest.raises(
+            TypeError, match=rf"leave it out, tx = dialects\.{name}\({rate}=…\)"
+        ):
+            make(first, **{rate: 0.1})
+        with pytest.raises(TypeError, match=r"what tx\.init\(params\) gets"):
+            make(first)

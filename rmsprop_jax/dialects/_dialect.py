@@ -5,7 +5,7 @@ A dialect is a function from a framework's own arguments to those of `rmsprop`.
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, ParamSpec, TypedDict
 
@@ -66,6 +66,13 @@ def dialect(
 
         @functools.wraps(native)
         def build(*args: P.args, **kwargs: P.kwargs) -> Any:
+            if args and _are_parameters(args[0]):
+                call = f"{native.__name__}({', '.join(f'{k}=…' for k in kwargs)})"
+                raise TypeError(
+                    f"The first argument is a {type(args[0]).__name__}, as of "
+                    f"parameters: leave it out, tx = dialects.{call}; the parameters "
+                    "are what tx.init(params) gets."
+                )
             call = signature.bind(*args, **kwargs)
             call.apply_defaults()  # these are Python floats, too
             rounded = partial(of_python, python_float)
@@ -88,6 +95,12 @@ def dialect(
         return factory(build, {**_REFUSED, **refuses}, python_float=python_float)
 
     return decorate
+
+
+def _are_parameters(value: Any) -> bool:
+    """Whether a first argument is what other frameworks take there."""
+    several = (Iterator, list, tuple, Mapping)
+    return isinstance(value, several) or hasattr(value, "parameters")
 
 
 def is_zero(value: Any) -> bool:

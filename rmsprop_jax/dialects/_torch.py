@@ -81,6 +81,10 @@ def sb3(
 
     {equation}
 
+    Stable-Baselines3's A2C uses `torch.optim.RMSprop` unless it is told otherwise, by
+    `policy_kwargs=dict(optimizer_class=RMSpropTFLike)`: that is
+    dialects.torch(7e-4, alpha=0.99, eps=1e-5).
+
     Args:
       lr: the learning rate, a number or an Optax schedule.
       alpha: the decay, in [0, 1).
@@ -93,7 +97,7 @@ def sb3(
     Example:
       >>> import jax.numpy as jnp
       >>> from rmsprop_jax import dialects
-      >>> tx = dialects.sb3(7e-4, alpha=0.99, eps=1e-5)  # A2C's
+      >>> tx = dialects.sb3(7e-4, alpha=0.99, eps=1e-5)
       >>> updates, state = tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
       >>> print(f"{updates[0]:.4f}")  # from v = 1: the first step is the learning rate
       -0.0007
