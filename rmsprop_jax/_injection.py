@@ -111,7 +111,9 @@ def of_python(dtype: Any, value: Any) -> Any:
     if type(value) is float:
         return dtype(value)
     weak = isinstance(value, jax.Array) and getattr(value, "weak_type", False)
-    return value.astype(dtype) if weak else value
+    # Python integers stay what they are: a seed, for example.
+    rounds = weak and jnp.issubdtype(value.dtype, jnp.floating)
+    return value.astype(dtype) if rounds else value
 
 
 def _with_wide_values(
