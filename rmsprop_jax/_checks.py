@@ -86,6 +86,31 @@ def _takes_a_count(name: str, schedule: Any) -> None:
         ) from error
 
 
+def integer(name: str, value: Any, least: int, most: int) -> int:
+    """Returns `value` as a Python integer, if it is an integer from least to most.
+
+    NumPy's and JAX's scalars are accepted; True, 2.0 and "2" are not integers.
+    """
+    dtype = getattr(value, "dtype", np.dtype(object))
+    scalar = isinstance(value, np.ndarray | np.generic | jax.Array)
+    is_array = scalar and np.ndim(value) == 0 and jnp.issubdtype(dtype, jnp.integer)
+    if isinstance(value, Tracer):
+        raise TypeError(
+            f"`{name}` must be known outside of `jax.jit`, got {value}: call this "
+            "where the number is concrete."
+        )
+    if isinstance(value, bool) or not (isinstance(value, int) or is_array):
+        raise TypeError(
+            f"`{name}` must be an integer, got {value!r} ({type(value).__name__})."
+        )
+    whole = int(value)
+    if not least <= whole <= most:
+        raise ValueError(
+            f"`{name}` must be an integer from {least} to {most}, got {whole}."
+        )
+    return whole
+
+
 def flag(name: str, value: Any) -> None:
     """Raises unless `value` is a truth value or None, which counts as False.
 
