@@ -487,7 +487,9 @@ def test_a_transformation_of_any_kind_can_be_a_row():
     assert running.state_bytes == 2 * 32 + 4
 
 
-def test_what_is_not_installed_is_left_out_with_a_sentence(monkeypatch, capsys, tmp_path):
+def test_what_is_not_installed_is_left_out_with_a_sentence(
+    monkeypatch, capsys, tmp_path
+):
     missing = rows.Row(rows.in_place, ("no_such_package",))
     kept = {name: rows.ROWS[name] for name in (rows.BASE, "ours")}
     monkeypatch.setattr(speed, "ROWS", kept | {"peer": missing})
