@@ -30,7 +30,8 @@ class Kernel(NamedTuple):
     """What a device runs at once.
 
     Attributes:
-      bytes: that it may read and write: of every operand and result, once.
+      bytes: that it may read and write: of every operand and result, once, or of the
+        slices that it takes of one.
       elements: of the largest of these.
     """
 
@@ -107,10 +108,51 @@ def _kernels(computations: dict[str, list[Instruction]], name: str) -> Iterator[
             or operation.endswith("-done")
             or COLLECTIVE.match(f" {operation}(")
         ):
-            names = re.findall(r"%([^,\s)]+)", rest.split("control-predecessors=")[0])
-            operands = [shapes[x] for x in dict.fromkeys(names) if x in shapes]
+            operands = [shapes[x] for x in _named(rest) if x in shapes]
+            if operation == "fusion" and (called := _CALLED.search(rest)):
+                read = _read(computations.get(called[1], []))
+                operands = [read.get(n) or x for n, x in enumerate(operands)]
             touched = arrays(" ".join([shape, *operands]))
             yield Kernel(
                 sum(size for _, size in touched),
                 max((elements for elements, _ in touched), default=0),
             )
+
+
+def _read(fused: list[Instruction]) -> dict[int, str]:
+    """Returns the shapes of what a fusion takes of operands that it only slices."""
+    found = {}
+    for name, shape, operation, rest in fused:
+        if operation == "parameter":
+            taken = _slices(fused, name, arrays(shape))
+            if taken is not None:
+                found[int(rest.split(")")[0])] = " ".join(taken)
+    return found
+
+
+def _slices(
+    fused: list[Instruction], name: str, whole: list[tuple[int, int]]
+) -> list[str] | None:
+    """Returns the slices of a value, or of what is made of it element by element.
+
+    None where something else reads it.
+    """
+    found: list[str] = []
+    users = [x for x in fused if name in _named(x[3])]
+    for user, shape, operation, _ in users:
+        if operation in ("slice", "dynamic-slice"):
+            found.append(shape)
+        elif arrays(shape)[:1] == whole and operation != "tuple":
+            further = _slices(fused, user, whole)
+            if further is None:
+                return None
+            found += further
+        else:
+            return None
+    return found or None
+
+
+def _named(rest: str) -> list[str]:
+    """Returns the names in the rest of an instruction: operands, and what it calls."""
+    rest = rest.split("control-predecessors=")[0]
+    return list(dict.fromkeys(re.findall(r"%([^,\s)]+)", rest)))
