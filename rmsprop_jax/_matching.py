@@ -158,7 +158,7 @@ def _of_precision(dtype: Any) -> tuple[Any, ...]:
 def fits(path: Any, leaf: Any, numbers: Any) -> None:
     """Raises if a hyperparameter is an array that would change the shape of a leaf."""
     for number in numbers:
-        shape = jnp.shape(number)
+        shape = () if number is None else jnp.shape(number)
         if shape and jnp.broadcast_shapes(shape, leaf.shape) != leaf.shape:
             raise too_large(path, jnp.broadcast_shapes(shape, leaf.shape), leaf.shape)
 

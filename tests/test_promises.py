@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rmsprop_jax import RmsState, ScaleByRmsState, decay, rmsprop
+from rmsprop_jax import RmsState, ScaleByRmsState, decay, rmsprop, scale_by_rms
 from table import DTYPES, FACTORIES, abstract, assert_close, train, tree, x64
 
 RESOLUTION = {name: float(jnp.finfo(name).eps) for name in DTYPES}
