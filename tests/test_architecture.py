@@ -14,21 +14,31 @@ MAP = {
     "_checks": set(),
     "_injection": {"_checks"},
     "_signature": {"_injection"},
-    "_bits": {"_checks"},
-    "rounding": {"_bits", "_checks"},
+    "_matching": set(),
+    "_bits": {"_checks", "_matching"},
+    "rounding": {"_bits", "_checks", "_matching"},
     "_codes": set(),
-    "_leaves": {"_checks"},
+    "_leaves": {"_matching"},
     "storage": {"_codes", "_leaves", "rounding"},
     "decay": {"_checks"},
-    "_transform": {"_bits", "_checks", "_leaves", "_signature", "storage", "decay"},
+    "_rms": {
+        "_bits",
+        "_checks",
+        "_leaves",
+        "_matching",
+        "_placement",
+        "storage",
+        "decay",
+    },
+    "_transform": {"_rms", "_signature"},
     "_placement": set(),
     "sharding._parts": set(),
     "sharding._zero_state": {"_parts", "_placement"},
-    "sharding._zero": {"_checks", "_parts", "_zero_state", "rounding"},
+    "sharding._zero": {"_checks", "_matching", "_parts", "_zero_state", "rounding"},
     "sharding._follow": {"_placement"},
     "sharding.__init__": {"_follow", "_zero", "_zero_state"},
-    "_chain": {"_bits", "_checks", "_leaves", "storage"},
-    "_rmsprop": {"_checks", "_signature", "_chain", "_transform"},
+    "_chain": {"_bits", "_checks", "_leaves", "_matching", "_placement", "storage"},
+    "_rmsprop": {"_checks", "_chain", "_rms", "_signature", "storage"},
     "dialects._dialect": {"_injection", "_signature", "_rmsprop"},
     "dialects._table": {"_signature"},
     "dialects._jax": {"decay", "_dialect"},
@@ -47,7 +57,7 @@ MAP = {
         "_torch",
     },
     "convert._files": set(),
-    "convert._record": {"_leaves", "dialects", "storage", "_rmsprop", "_transform"},
+    "convert._record": {"_leaves", "dialects", "storage", "_rms", "_rmsprop"},
     "convert._names": {"_record"},
     "convert._torch_files": {"_files"},
     "convert._bitsandbytes": {"_torch_files"},
@@ -119,7 +129,14 @@ MAP = {
         "_trees",
         "storage",
     },
-    "diagnostics._watch": {"_checks", "_signature", "_values", "dialects", "storage"},
+    "diagnostics._watch": {
+        "_checks",
+        "_matching",
+        "_placement",
+        "_signature",
+        "_values",
+        "dialects",
+    },
     "diagnostics._show": {"_trees", "_values", "convert"},
     "diagnostics._finder": {"_checks"},
     "diagnostics._pictures": {"_finder", "_show", "_values", "convert"},
@@ -132,6 +149,7 @@ MAP = {
         "_watch",
     },
     "__init__": {
+        "_rms",
         "convert",
         "decay",
         "diagnostics",
@@ -200,6 +218,7 @@ def test_the_core_needs_jax_and_optax_only():
         "inspect",
         "itertools",
         "math",
+        "operator",
         "types",
         "typing",
         "zlib",
@@ -239,7 +258,7 @@ def test_the_update_rule_stands_in_one_place():
             for node in ast.walk(ast.parse(path.read_text()))
         )
     ]
-    assert with_root == ["_transform"]
+    assert with_root == ["_rms"]
 
 
 def test_the_top_level_holds_what_the_design_says():
