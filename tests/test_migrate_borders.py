@@ -16,7 +16,7 @@ from jax.sharding import SingleDeviceSharding
 from rmsprop_jax import RmsState, convert, diagnostics, rmsprop, scale_by_rms
 from table import assert_close, rms_of, tree
 
-pytestmark = [pytest.mark.promotion, pytest.mark.optimized]
+pytestmark = pytest.mark.promotion
 
 STEPS = 5
 PARAMS = tree("float32")
@@ -29,16 +29,16 @@ def gradients(step):
 
 
 def ran(tx, steps=STEPS, params=PARAMS):
-    state = tx.init(params)
+    state, update = tx.init(params), jax.jit(tx.update)
     for step in range(steps):
-        _, state = tx.update(gradients(step), state, params)
+        _, state = update(gradients(step), state, params)
     return state
 
 
 def next_updates(tx, state, first=STEPS, steps=2):
-    made = []
+    made, update = [], jax.jit(tx.update)
     for step in range(first, first + steps):
-        updates, state = tx.update(gradients(step), state, PARAMS)
+        updates, state = update(gradients(step), state, PARAMS)
         made.append(updates)
     return made
 
@@ -287,7 +287,7 @@ def test_adam_needs_its_b2_and_a_momentum_for_its_mean():
         migrate(state, rmsprop(0.1), PARAMS, decay=0.999, b1=0.9)
     with pytest.raises(ValueError, match="pass `step`"):
         migrate(ran(rmsprop(0.1)), optax.adam(0.1), PARAMS, decay=0.999)
-    with pytest.raises(ValueError, match="not RMSProp"):
+    with pytest.raises(ValueError, match="neither is RMSProp"):
         migrate(state, optax.adam(0.1), PARAMS, decay=0.999)
 
 

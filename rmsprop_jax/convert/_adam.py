@@ -46,8 +46,9 @@ def as_rms(state: Any, decay: float, b1: float | None, rate: float | None) -> An
         if b1 is None:
             return (average,)
 
+        scale = (1 if rate is None else -rate) / (1 - b1)
+
         def buffer(mu: Any, nu: Any) -> Any:
-            scale = (1 if rate is None else -rate) / (1 - b1)
             with np.errstate(divide="ignore", invalid="ignore"):
                 return np.where(nu > 0, scale * _wide(mu) / np.sqrt(_wide(nu)), 0)
 

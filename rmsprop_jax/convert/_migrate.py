@@ -94,7 +94,7 @@ def migrate(
     given = _restored.in_classes(state)
     state = in_default_memory(given)
     done = steps_done(state) if step is None else step
-    target = fresh
+    target, rate = fresh, None
     if _adam.has_adam(state) and _adam.has_adam(fresh):
         raise ValueError("`state` and `tx` are both Adam's, neither is RMSProp.")
     if _adam.has_adam(state):

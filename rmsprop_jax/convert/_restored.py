@@ -12,7 +12,8 @@ import numpy as np
 import optax
 
 from .. import _leaves
-from ._record import STATES, RmsState
+from .._rms import RmsState
+from ._record import STATES
 
 # By the names of their fields; Optax has no public name for some.
 _CLASSES: dict[frozenset[str], Any] = {
