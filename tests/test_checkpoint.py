@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rmsprop_jax import convert, rmsprop
 from rmsprop_jax.checkpoint import Checkpoints
-from table import assert_close, tree
+from table import tree
 
 pytestmark = pytest.mark.promotion
 
