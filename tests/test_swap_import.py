@@ -26,11 +26,20 @@ pytestmark = [
 ]
 
 PARAMS = {"w": jnp.linspace(-1, 1, 6).reshape(2, 3), "b": [jnp.ones(3)]}
-OPTIONS = {
-    "plain": {"learning_rate": 0.1},
-    "momentum": {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True},
-    "schedule": {"learning_rate": optax.cosine_decay_schedule(0.1, 100)},
-    "eps outside": {"learning_rate": 0.1, "eps": 1e-3, "eps_in_sqrt": False},
+COSINE = optax.cosine_decay_schedule(0.1, 100)
+RULES = {
+    "plain": lambda rmsprop: rmsprop(0.1),
+    "momentum": lambda rmsprop: rmsprop(0.1, momentum=0.9, nesterov=True),
+    "schedule": lambda rmsprop: rmsprop(COSINE),
+    "eps outside": lambda rmsprop: rmsprop(0.1, eps=1e-3, eps_in_sqrt=False),
+    "injected": lambda rmsprop: optax.inject_hyperparams(rmsprop)(COSINE, momentum=0.9),
+    "wrapped": lambda rmsprop: optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.partition(
+            {"w": optax.MultiSteps(rmsprop(0.1), 2), "b": optax.flatten(rmsprop(0.1))},
+            {"w": "w", "b": ["b"]},
+        ),
+    ),
 }
 
 
@@ -43,7 +52,7 @@ def step(tx, state, params):
 @functools.cache
 def run_of(library, name, steps=3):
     """A transformation, and the state and parameters after some steps."""
-    tx = library.rmsprop(**OPTIONS[name])
+    tx = RULES[name](library.rmsprop)
     state, params = tx.init(PARAMS), PARAMS
     for _ in range(steps):
         state, params = step(tx, state, params)
@@ -118,7 +127,7 @@ ROUTES = {
 LIBRARIES = {"into ours": (optax, rmsprop_jax), "back": (rmsprop_jax, optax)}
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("direction", LIBRARIES)
 def test_a_run_goes_on(tmp_path, direction, route, name):
