@@ -1,5 +1,6 @@
 """The elements that `rmsprop` chains around `scale_by_rms`."""
 
+import inspect
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -41,7 +42,7 @@ def momentum(
         ):
             if is_set:
                 raise ValueError(f"`{name}` needs `momentum`, which is None.")
-        return optax.identity()
+        return optax.GradientTransformation(optax.init_empty_state, _no_momentum)
     _checks.hyperparameter("momentum", momentum, "in [0, 1]")
 
     def init(params: optax.Params) -> optax.TraceState:
@@ -80,6 +81,15 @@ def momentum(
         return steps, optax.TraceState(trace=trace)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _no_momentum(
+    updates: optax.Updates, state: Any, params: Any = None
+) -> tuple[optax.Updates, Any]:
+    del params
+    if isinstance(state, optax.TraceState):  # it would be left out without a word
+        raise _matching.wrong_state("momentum", state, optax.EmptyState)
+    return updates, state
 
 
 def _accumulate(
@@ -160,6 +170,25 @@ def add_params(
     return optax.GradientTransformation(init, update)
 
 
+def check_mask(mask: Any) -> None:
+    """Raises unless a mask is a tree of booleans, a function of one tree, or None."""
+    if callable(mask):
+        try:
+            inspect.signature(mask).bind(None)
+        except TypeError as error:
+            raise ValueError(
+                "`weight_decay_mask` is a function, but does not take the parameters "
+                f"alone: {error}."
+            ) from error
+        except ValueError:  # some functions have no signature
+            return
+    elif not all(isinstance(on, bool | np.bool_) for on in jax.tree.leaves(mask)):
+        raise ValueError(
+            "`weight_decay_mask` must be a tree of booleans like the parameters, or a "
+            f"function that returns one, got {mask!r}."
+        )
+
+
 def _chosen(mask: Any, params: Any) -> Any:
     """Returns the parameters with None for those that a mask leaves out."""
     if mask is None:
@@ -213,6 +242,8 @@ def in_wide_dtype(
                 "`weight_decay` needs the parameters: call update(gradients, state, "
                 "params)."
             )
+        if not isinstance(state, tuple | list) or hasattr(state, "_fields"):
+            raise _matching.wrong_state("rmsprop", state, tuple)
         if needs_params:
             _matching.same_tree("gradients", updates, "params", params)
         steps, state = inner.update(

@@ -88,7 +88,7 @@ def rms(
     centered = bool(centered)
     rounds = any(map(storage.is_narrow, forms))
     counts = counts or rounds or centered or callable(rho)
-    kind = RmsState if counts else optax.ScaleByRmsState
+    kind: Any = RmsState if counts else optax.ScaleByRmsState
     eps_root, eps = (eps, None) if eps_in_sqrt else (None, eps)
     update_leaf = partial(
         _shared if rounds else _inlined,

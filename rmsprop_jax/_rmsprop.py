@@ -168,6 +168,7 @@ def rmsprop(
         inner, after = chain[: before_buffer + 1], chain[before_buffer + 1 :]
         chain = [_chain.cautious(optax.chain(*inner), -1 if steps else 1), *after]
     rate = _weight_decay_rate(learning_rate, weight_decay, weight_decay_mode)
+    _chain.check_mask(weight_decay_mask)
     if rate is not None:
         coupled = weight_decay_mode == "coupled"
         decayed = _chain.add_params(
@@ -176,8 +177,13 @@ def rmsprop(
             weight_decay_mask,
         )
         chain.insert(0 if coupled else len(chain), decayed)
-    elif weight_decay_mask is not None and weight_decay is None:
-        raise ValueError("`weight_decay_mask` needs `weight_decay`, which is not set.")
+    elif weight_decay is None:
+        for name, is_set in (
+            ("weight_decay_mask", weight_decay_mask is not None),
+            ("weight_decay_mode", weight_decay_mode != "coupled"),
+        ):
+            if is_set:
+                raise ValueError(f"`{name}` needs `weight_decay`, which is not set.")
     return _chain.in_wide_dtype(
         optax.chain(*chain),
         step_of=_step_of if rounds_momentum else None,
