@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from .. import _checks
+from .. import _checks, _matching
 from . import _parts
 from ._inside import init_inside, shapes_of, update_inside
 from ._zero_state import init_outside, names
@@ -85,7 +85,7 @@ def zero(
     inner = optax.with_extra_args_support(tx)
 
     def init(params: optax.Params) -> optax.OptState:
-        _checks.floating_leaves("params", params)
+        _matching.floating_leaves("params", params)
         if _parts.bound(axes):
             return init_inside(inner, params, axes)
         return init_outside(inner, params, axes)
