@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from ..convert._record import path_name
+from ..convert._record import STATES, path_name
 
 
 def names(state: optax.OptState) -> list[str]:
@@ -53,5 +53,4 @@ def bytes_by_leaf(state: Any, nus: dict[str, Any]) -> list[int]:
 
 def _is_rms(node: Any) -> bool:
     """Whether a node is a state of RMSProp: ours, or one of Optax's four."""
-    name = type(node).__name__
-    return name.startswith(("ScaleByRms", "ScaleByRStdDev")) and hasattr(node, "nu")
+    return isinstance(node, STATES)

@@ -86,8 +86,8 @@ def values(
     of a million and more, sums have the rounding error of float32.
 
     Args:
-      state: the state after the step: a `ScaleByRmsState`, or of Optax's, anywhere in
-        a tree of states; of several, as `optax.partition` has, all.
+      state: the state after the step: an `RmsState` or one of Optax's, anywhere in a
+        tree of states; of several, as `optax.partition` has, all.
       gradients: the gradients, for `skipped`; None leaves it out, here and below.
       updates: the updates, for `update_rms`.
       params: the parameters before the step, for `update_to_param`, with `updates`.
