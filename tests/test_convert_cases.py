@@ -212,7 +212,7 @@ def test_two_leaves_that_would_share_an_entry_are_named():
     params = {"n": {"scale": jnp.zeros(3), "gate": jnp.zeros(3)}}
     rule = {"n/scale": "n.weight", "n/gate": "n.weight"}
     load = partial(convert.load, content, params, names=["n.weight"], rule=rule)
-    with pytest.raises(ValueError, match=r"ambiguous n\.weight: of n/gate and of n/s"):
+    with pytest.raises(ValueError, match=r"ambiguous n\.weight\[0\]: of n/gate and of n/s"):
         load()
     twice = {"a/b": jnp.ones(3), "a": {"b": jnp.ones(3)}}
     with pytest.raises(ValueError, match="Two leaves of the tree have one path: a/b"):

@@ -14,12 +14,17 @@ from . import _files
 from ._record import STATES, Group, Record, Slots
 
 
-def read(content: Mapping[str, Any], names: Iterable[str] | None = None) -> Record:
+def read(
+    content: Mapping[str, Any],
+    names: Iterable[str] | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Record:
     """Returns the record of a state of Optax.
 
     Args:
       content: what `load` or `nested` returns.
       names: the parameters to take; by default all.
+      given: the hyperparameters of the call.
     """
     nodes = dict(_nodes(content))
     averages = [node for node in nodes.values() if "nu" in node]
