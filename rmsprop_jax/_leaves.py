@@ -71,6 +71,11 @@ def on_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Ar
     return function(x)
 
 
+def square(x: jax.Array) -> jax.Array:
+    """|x|², real also where x is complex."""
+    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else x * x
+
+
 def each(function: Callable[..., Any], updates: Any, *trees: Any) -> tuple[Any, ...]:
     """Returns trees of what function(path, u, *others) returns of each leaf.
 

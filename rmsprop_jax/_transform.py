@@ -1,7 +1,5 @@
 """The recursion: `scale_by_rms` and its state. The update rule stands here, once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -10,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import _checks, _leaves, rounding, storage
+from . import _bits, _checks, _leaves, storage
 from ._signature import factory
 from .decay import as_schedule, weights
 
@@ -33,7 +31,7 @@ class ScaleByRmsState(NamedTuple):
     mu: optax.Updates | None
 
 
-@factory
+@partial(factory, like=optax.scale_by_rms)
 def scale_by_rms(
     decay: jax.typing.ArrayLike | Callable[[Any], Any] = 0.9,
     eps: jax.typing.ArrayLike = 1e-8,
@@ -45,6 +43,7 @@ def scale_by_rms(
     skip_nonfinite: bool = False,
     nu_dtype: Any = None,
     mu_dtype: Any = None,
+    seed: jax.typing.ArrayLike = 0,
 ) -> optax.GradientTransformation:
     r"""Divides each gradient by a moving root mean square of its own history.
 
@@ -62,15 +61,16 @@ def scale_by_rms(
     Args:
       decay: how much of the average a step keeps: a number in [0, 1), or a schedule,
         a function of the number of updates done that stays in [0, 1)
-        (`rmsprop_jax.decay` has some).
+        (`rmsprop_jax.decay` has some). One that leaves [0, 1] during a run makes the
+        updates NaN at once, as a negative `eps` does; 1 itself keeps all of `nu`.
       eps: keeps the division from zero, at least 0: in units of the gradient, or of
         its square where `eps_in_sqrt`.
       initial_scale: the initial value of `nu`, at least 0.
       eps_in_sqrt: whether `eps` is added inside the square root or outside.
       bias_correction: whether to use the average of the gradients seen, without the
-        initial value: short for ``decay=rmsprop_jax.decay.debiased(decay)``. It agrees
-        with Optax where Optax is right: for `initial_scale` 0 and, where centred, from
-        the second step on (the first divides by a variance of zero there).
+        initial value: short for ``decay=rmsprop_jax.decay.debiased(decay)``. Optax's
+        is the same for `initial_scale` 0 and, centred, from step 2 on, but up to 1e-5
+        off exact arithmetic (1 - 0.999^t in float32), where this is within 5e-7.
       centered: whether to divide by the standard deviation instead. The variance is
         itself the state, so it is never negative; where it falls under the rounding
         error of |g|², as it does for constant gradients, that error stands in (so |u|
@@ -86,6 +86,8 @@ def scale_by_rms(
         division. uint16 and uint8 are codes, which `storage.decode` reads.
       mu_dtype: the dtype of `mu`: float32, float64 or bfloat16; complex, and so at
         least complex64, for complex parameters.
+      seed: an integer that tells apart the random bits of runs, or of the layers of a
+        `jax.lax.scan`; may be traced. Members of a `jax.vmap` differ without it.
 
     Returns:
       An `optax.GradientTransformation` whose state is a `ScaleByRmsState`. Its
@@ -93,7 +95,7 @@ def scale_by_rms(
 
     Raises:
       ValueError: for a number out of its range, or gradients whose tree or shapes are
-        not those of the parameters.
+        not those of the parameters. Not for an array of JAX's, which a run may change.
       TypeError: for an unknown keyword, an argument of the wrong kind, an integer
         leaf.
 
@@ -115,8 +117,9 @@ def scale_by_rms(
       `optax.scale_by_rms` in Optax 0.2.8; those after ``*`` are ours.
     """
     schedule = as_schedule(decay, bias_correction)
-    _checks.number("eps", eps, "finite and at least 0")
-    _checks.number("initial_scale", initial_scale, "finite and at least 0")
+    _checks.hyperparameter("eps", eps, "finite and at least 0")
+    _checks.hyperparameter("initial_scale", initial_scale, "finite and at least 0")
+    eps, initial_scale = (_checks.inside(0, None, x) for x in (eps, initial_scale))
     _checks.flag("eps_in_sqrt", eps_in_sqrt)
     _checks.flag("centered", centered)
     _checks.flag("skip_nonfinite", skip_nonfinite)
@@ -126,6 +129,7 @@ def scale_by_rms(
     )
     if mu_dtype is not None and not centered:
         raise ValueError("`mu_dtype` needs `centered=True`: otherwise there is no mu.")
+    _bits.check_seed(seed)
     centered = bool(centered)
     eps_root, eps = (eps, 0.0) if eps_in_sqrt else (0.0, eps)
 
@@ -158,11 +162,12 @@ def scale_by_rms(
         def numbers(real: Any) -> tuple[jax.Array, ...]:
             return *weights(rho, real), *(jnp.asarray(x, real) for x in (eps_root, eps))
 
+        source = _bits.sources(updates, ("nu", "mu"), state.count, seed)
+
         def step(path: Any, g: Any, nu: Any, mu: Any) -> Any:
-            names = ("nu",) if mu is None else ("nu", "mu")
             return _update_leaf(
                 numbers(_leaves.arithmetic_dtype(g, nu)),
-                [rounding.source(path, name, state.count) for name in names],
+                [source(path, "nu", nu), source(path, "mu", mu)],
                 *(g, nu, mu),
                 forms=forms,
                 skip_nonfinite=bool(skip_nonfinite),
@@ -179,7 +184,7 @@ def scale_by_rms(
 @partial(jax.jit, static_argnames=("forms", "skip_nonfinite"))
 def _update_leaf(
     numbers: tuple[jax.Array, ...],
-    sources: list[rounding.Source],
+    sources: list[_bits.Source | None],
     g: Any,
     nu: Any,
     mu: Any,
@@ -218,7 +223,7 @@ def _recursion(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """The equation in the docstring of `scale_by_rms`, in one precision throughout."""
     delta = g if mu is None else g - mu
-    square = _square(delta)
+    square = _leaves.square(delta)
 
     def unless_skipped(new: jax.Array, old: Any) -> jax.Array:
         return jnp.where(jnp.isfinite(square), new, old) if skip_nonfinite else new
@@ -238,13 +243,8 @@ def _recursion(
         step = _leaves.on_parts(lambda part: take * part + zero, delta)
         new_mu = unless_skipped(mu + step, mu)
         floor = jnp.where(keep > 0, jnp.finfo(nu.dtype).eps, 1)
-        variance = jnp.maximum(new_nu, floor * _square(g))
+        variance = jnp.maximum(new_nu, floor * _leaves.square(g))
     # The smallest normal number: 0 / 0 is then 0, and so is its derivative.
     root = jnp.sqrt(_leaves.at_least(jnp.finfo(nu.dtype).tiny, variance + eps_root))
     u = _leaves.on_parts(lambda part: part / (root + eps), g)
     return unless_skipped(u, 0), new_nu, new_mu
-
-
-def _square(x: jax.Array) -> jax.Array:
-    """|x|², real also where x is complex."""
-    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else x * x

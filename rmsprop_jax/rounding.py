@@ -5,28 +5,19 @@ rounding to nearest loses every change under half a step: an average in bfloat16
 and so do parameters.
 """
 
-import contextlib
-import dataclasses
-import zlib
-from collections.abc import Iterator
-from contextvars import ContextVar
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _checks
-
-_GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: far apart for steps next to each other
-
-_pieces_of: ContextVar[Any] = ContextVar("pieces_of", default=None)
+from . import _bits, _checks
+from ._bits import in_pieces as in_pieces
 
 
 def random_bits(
-    shape: tuple[int, ...], step: jax.typing.ArrayLike, seed: int
+    shape: tuple[int, ...], step: jax.typing.ArrayLike, seed: jax.typing.ArrayLike
 ) -> jax.Array:
     r"""Returns 32 random bits for each element, a function of index, step and seed.
 
@@ -40,7 +31,8 @@ def random_bits(
     Args:
       shape: that of the array to round.
       step: the number of the update, an integer; may be traced.
-      seed: tells apart arrays that are rounded in the same step, an integer.
+      seed: tells apart arrays that are rounded in the same step, an integer; may be
+        traced.
 
     Returns:
       A uint32 array of that shape.
@@ -54,62 +46,11 @@ def random_bits(
       The finaliser is lowbias32 of Chris Wellons, Prospecting for Hash Functions, 2018
       (https://nullprogram.com/blog/2018/07/31/).
     """
-    return Source(step, np.uint32(seed % 2**32))(shape)
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("step", "seed"),
-    meta_fields=("axis_name",),
-)
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Makes the bits of a leaf; a tree, so that one trace serves leaves of one shape.
-
-    Attributes:
-      step: the number of the update.
-      seed: of the leaf, a uint32 scalar.
-      axis_name: of the mesh, where a leaf is one of the pieces that `in_pieces` means.
-    """
-
-    step: jax.typing.ArrayLike
-    seed: Any
-    axis_name: Any = None
-
-    def __call__(self, shape: tuple[int, ...]) -> jax.Array:
-        """Returns the bits for an array of that shape."""
-        index = jnp.zeros(shape, jnp.uint32)
-        stride = 1
-        for axis in reversed(range(len(shape))):
-            counts = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-            index += counts * jnp.uint32(stride % 2**32)
-            stride *= shape[axis]
-        if self.axis_name is not None:
-            piece = jax.lax.axis_index(self.axis_name).astype(jnp.uint32)
-            index += piece * jnp.uint32(stride % 2**32)
-        key = jnp.asarray(self.step).astype(jnp.uint32) * jnp.uint32(_GOLDEN)
-        return _mixed_high(index ^ _mixed(key + self.seed))
-
-
-def source(path: Any, what: str, step: jax.typing.ArrayLike, seed: int = 0) -> Source:
-    """Returns what makes the bits for a leaf, from its path and from what it is."""
-    seed += zlib.crc32(f"{what}{jax.tree_util.keystr(path)}".encode())
-    return Source(step, np.uint32(seed % 2**32), _pieces_of.get())
-
-
-@contextlib.contextmanager
-def in_pieces(axis_name: Any) -> Iterator[None]:
-    """Gives each array that is rounded in here the bits of its place in a whole one.
-
-    It counts as piece number `axis_index(axis_name)` of an array that is split along
-    its first axis. Enter it in the function that `jax.shard_map` maps: around that,
-    what JAX has traced before would keep the bits that it had.
-    """
-    token = _pieces_of.set(axis_name)
-    try:
-        yield
-    finally:
-        _pieces_of.reset(token)
+    _bits.check_seed(seed)
+    if not isinstance(seed, jax.Array):
+        seed = np.uint32(int(cast(Any, seed)) % 2**32)
+    step, seed = (jnp.asarray(x).astype(jnp.uint32) for x in (step, seed))
+    return _bits.bits(shape, _bits.key_of(step, seed), jnp.uint32(0))
 
 
 def to_bfloat16(value: jax.Array, bits: jax.Array) -> jax.Array:
@@ -181,8 +122,7 @@ def round_params(seed: int = 0) -> optax.GradientTransformation:
       Zamirai et al., Revisiting BFloat16 Training, 2020
       (https://arxiv.org/abs/2010.06192).
     """
-    if not isinstance(seed, int):
-        raise TypeError(f"`seed` must be an integer, got {seed!r}.")
+    _bits.check_seed(seed)
 
     def init(params: optax.Params) -> Any:
         del params
@@ -198,13 +138,15 @@ def round_params(seed: int = 0) -> optax.GradientTransformation:
                 "params)."
             )
         _checks.same_tree("updates", updates, "params", params)
+        source = _bits.sources(params, ("params",), state.count, seed)
 
         def rounded(path: Any, u: Any, p: Any) -> Any:
             round_to = _ROUND.get(jnp.result_type(p).name)
             if u is None or round_to is None:
                 return u
+            make_bits = source(path, "params", p)
             p = jnp.asarray(p).astype(jnp.float32)
-            bits = source(path, "params", state.count, seed)(p.shape)
+            bits = make_bits(p)
             total = round_to(p + jnp.asarray(u).astype(jnp.float32), bits)
             return total.astype(jnp.float32) - p
 
@@ -215,14 +157,3 @@ def round_params(seed: int = 0) -> optax.GradientTransformation:
         return updates, RoundParamsState(count=count)
 
     return optax.GradientTransformation(init, update)
-
-
-def _mixed(x: jax.Array) -> jax.Array:
-    high = _mixed_high(x)
-    return high ^ (high >> 16)
-
-
-def _mixed_high(x: jax.Array) -> jax.Array:
-    """The finaliser without its last step, which changes the low half only."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    return (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)

@@ -10,7 +10,6 @@ unsigned float without a sign bit. In uint16 it has float32's whole range and 8 
 mantissa (bfloat16 has 7), in uint8 64 octaves and 2 bits.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -171,7 +170,7 @@ def sizes(state: Any) -> dict[str, int]:
 def write(
     value: jax.Array,
     stored: Any,
-    bits: Callable[[tuple[int, ...]], jax.Array],
+    bits: Any,
     form: Format = _codes.DEFAULT,
 ) -> jax.Array:
     """Returns `value` in the form of `stored`, the accumulator that it replaces.
@@ -179,7 +178,7 @@ def write(
     Args:
       value: the new value.
       stored: the old accumulator.
-      bits: makes random bits for a shape, if it is narrow.
+      bits: makes random bits for a value; None where `stored` has 32 bits or more.
       form: the form of `stored`.
 
     Raises:
@@ -195,10 +194,10 @@ def write(
         value = value.astype(jnp.float32)
         form = form._replace(dtype=stored.dtype)
         return _codes.encoded(
-            value, bits(value.shape) >> (32 - _codes.shift(stored.dtype)), form, stored
+            value, bits(value) >> (32 - _codes.shift(stored.dtype)), form, stored
         )
     if stored.dtype == jnp.bfloat16:
-        return rounding.to_bfloat16(value.astype(jnp.float32), bits(value.shape))
+        return rounding.to_bfloat16(value.astype(jnp.float32), bits(value))
     return value.astype(stored.dtype)
 
 

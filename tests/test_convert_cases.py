@@ -212,7 +212,9 @@ def test_two_leaves_that_would_share_an_entry_are_named():
     params = {"n": {"scale": jnp.zeros(3), "gate": jnp.zeros(3)}}
     rule = {"n/scale": "n.weight", "n/gate": "n.weight"}
     load = partial(convert.load, content, params, names=["n.weight"], rule=rule)
-    with pytest.raises(ValueError, match=r"ambiguous n\.weight\[0\]: of n/gate and of n/s"):
+    with pytest.raises(
+        ValueError, match=r"ambiguous n\.weight\[0\]: of n/gate and of n/s"
+    ):
         load()
     twice = {"a/b": jnp.ones(3), "a": {"b": jnp.ones(3)}}
     with pytest.raises(ValueError, match="Two leaves of the tree have one path: a/b"):
@@ -353,6 +355,19 @@ def test_tf1_s_slots_are_found_by_the_optimizer_s_name():
     np.testing.assert_array_equal(restored.state[0].nu["w"], 0.5)
     back = convert.export(restored.state, {"w": jnp.ones(3)}, "tf1", restored.groups)
     assert {"w/Mine", "w/Mine_1"} <= set(back)
+
+
+def test_slots_that_begin_with_a_number_are_found_by_the_first():
+    slots = {"w/RMSProp_6": np.full(3, 0.5), "w/RMSProp_7": np.zeros(3)}
+    given = {"learning_rate": 0.1, "decay": 0.9, "momentum": 0.9, "epsilon": 1e-3}
+    load = partial(convert.load, slots, {"w": jnp.ones(3)}, **given)
+    with pytest.raises(ValueError, match="give it as `name`"):
+        load()
+    restored = load(name="RMSProp_6")
+    np.testing.assert_array_equal(restored.state[0].nu["w"], 0.5)
+    shapes = {"w": jax.ShapeDtypeStruct((3,), "f4")}  # the variable is not in it
+    back = convert.export(restored.state, shapes, "tf1", restored.groups, like=slots)
+    np.testing.assert_array_equal(back["w/RMSProp_6"], 0.5)
 
 
 # our own file

@@ -210,6 +210,7 @@ def test_gathered_gradients_are_not_velocities(tmp_path):
     load = partial(convert.load, params=shapes, names=paths(model))
     restored = load(tmp_path / "m.keras")
     assert restored.step == 4 == int(model.optimizer.iterations)
+    assert "optax.MultiSteps(restored.optimizer, 2)" in restored.left_out[0]
     nu = optax.tree_utils.tree_get(restored.state, "nu")
     assert_same(nu, tree_of(model, model.optimizer._velocities))
     for given in ({"momentum": 0.9}, {"momentum": 0.9, "centered": False}):
@@ -227,7 +228,9 @@ def test_averages_of_the_weights_are_not_velocities(tmp_path):
     model.save_weights(tmp_path / "m.weights.h5")
     shapes = jax.eval_shape(lambda: tree_of(model, model.trainable_variables))
     load = partial(convert.load, params=shapes, names=paths(model))
-    nu = optax.tree_utils.tree_get(load(tmp_path / "m.keras").state, "nu")
+    restored = load(tmp_path / "m.keras")
+    assert "use_ema" in restored.left_out[0]
+    nu = optax.tree_utils.tree_get(restored.state, "nu")
     assert_same(nu, tree_of(model, model.optimizer._velocities))
     with pytest.raises(ValueError, match="averages of the weights"):
         load(tmp_path / "m.weights.h5", **UNSAID, momentum=0.9)

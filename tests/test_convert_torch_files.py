@@ -125,6 +125,8 @@ def test_files_of_libraries_are_read_and_written(kind, tmp_path):
     path = make(model, optimizer, tmp_path / name)
     restored = convert.load(path, SHAPES, **given)
     assert (restored.dialect, restored.step) == ("torch", 3)
+    if kind in ("lightning", "timm"):
+        assert "the entry 'epoch'" in restored.left_out
     for i, layer in enumerate(model):
         square = optimizer.state[layer.weight]["square_avg"].T
         nu = restored.state[0].nu["layers"][i]["kernel"]

@@ -13,11 +13,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rmsprop_jax import (
+    _bits,
     _codes,
     convert,
     dialects,
     rmsprop,
-    rounding,
     scale_by_rms,
     storage,
 )
@@ -31,7 +31,7 @@ STEP = {
     "uint16": 2.0**-8,
     "uint8": 2.0**-2,
 }  # of the grid, at most
-bits_of = partial(rounding.source, (), "test")
+bits_of = partial(_bits.source, (), "test")
 
 
 def run(tx, grads, state=None, params=None):

@@ -293,7 +293,7 @@ def _numbered(
     """
     numbered = re.fullmatch(r"(.*)_(\d+)", slot)
     start = 0
-    if numbered and f"{name}/{slot}_1" not in keys and f"{name}/{numbered[1]}" in keys:
+    if numbered and keys and f"{name}/{slot}_1" not in keys:
         slot, start = numbered[1], int(numbered[2])
     slots: list[str] = []
     while len(slots) < count if count else True:

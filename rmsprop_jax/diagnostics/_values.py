@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from .. import _checks, _leaves, storage
-from .._transform import _square
 from ._spectrum import Spectrum, spectrum
 from ._trees import accumulators, by_path, bytes_by_leaf
 
@@ -199,7 +198,7 @@ def _power(x: Any) -> jax.Array:
 
 
 def _squared(x: Any) -> jax.Array:
-    return _square(_wide(x))
+    return _leaves.square(_wide(x))
 
 
 def _skipped(g: Any) -> jax.Array:

@@ -6,12 +6,14 @@ A dialect is a function from a framework's own arguments to those of `rmsprop`.
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, ParamSpec, TypedDict
 
 import jax
 import numpy as np
 import optax
 
+from .._injection import of_python
 from .._rmsprop import rmsprop
 from .._signature import canonical, factory
 
@@ -25,6 +27,7 @@ class Options(TypedDict, total=False):
     nu_dtype: Any
     mu_dtype: Any
     accumulator_dtype: Any
+    seed: Any
     weight_decay_mask: Any
 
 
@@ -36,6 +39,7 @@ _REFUSED = {
 
 def dialect(
     refuses: Mapping[str, str],
+    python_float: Any = float,
 ) -> Callable[
     [Callable[P, dict[str, Any]]], Callable[P, optax.GradientTransformationExtraArgs]
 ]:
@@ -45,10 +49,13 @@ def dialect(
 
     Args:
       refuses: keywords that there is a reason to refuse, with the reason.
+      python_float: what the framework makes of Python floats first, np.float32 or float
+        for nothing; NumPy's and JAX's keep their dtype.
     """
 
     def decorate(native: Callable[P, dict[str, Any]]) -> Any:
-        own = inspect.signature(native).parameters
+        signature = inspect.signature(native)
+        own = signature.parameters
         parameters = [p for p in own.values() if p.kind is not p.VAR_KEYWORD]
         ours = inspect.signature(rmsprop).parameters
         parameters += [
@@ -66,7 +73,11 @@ def dialect(
                     f"parameters: leave it out, tx = dialects.{call}; the parameters "
                     "are what tx.init(params) gets."
                 )
-            arguments = native(*args, **kwargs)
+            call = signature.bind(*args, **kwargs)
+            call.apply_defaults()  # these are Python floats, too
+            rounded = partial(of_python, python_float)
+            named = {name: rounded(x) for name, x in call.kwargs.items()}
+            arguments = native(*map(rounded, call.args), **named)  # pyright: ignore
             before = arguments.pop("before", None)
             try:
                 transformation = rmsprop(**arguments)
@@ -78,7 +89,10 @@ def dialect(
                 else optax.chain(before, transformation)
             )
 
-        return factory(build, parameters, {**_REFUSED, **refuses})
+        build.__signature__ = inspect.Signature(  # pyright: ignore
+            parameters, return_annotation=optax.GradientTransformationExtraArgs
+        )
+        return factory(build, {**_REFUSED, **refuses}, python_float=python_float)
 
     return decorate
 
@@ -102,14 +116,14 @@ def unless_zero(value: Any) -> Any:
 def as_float32(value: Any) -> Any:
     """Rounds a hyperparameter, or what a schedule returns, to float32."""
     if callable(value):
-        return lambda count: as_float32(value(count))
+        return functools.wraps(value)(lambda count: as_float32(value(count)))
     if isinstance(value, jax.Array):
         return value.astype(np.float32)
     return np.float32(value) if isinstance(value, int | float | np.ndarray) else value
 
 
 def _in_native_names(message: str, own: Mapping[str, Any]) -> str:
-    for name in own:
-        message = message.replace(f"`{canonical(name)}`", f"`{name}`")
-        message = message.replace(f"`{canonical(name)}(0)`", f"`{name}(0)`")
+    for ours, name in {canonical(n): n for n in reversed([*own])}.items():  # the first
+        message = message.replace(f"`{ours}`", f"`{name}`")
+        message = message.replace(f"`{ours}(0)`", f"`{name}(0)`")
     return message

@@ -197,14 +197,21 @@ def timm(
 def _peak(lr: Any, max_lr_snapshot: Any) -> Any:
     """Returns the learning rate that timm's correction compares with."""
     if max_lr_snapshot is None and callable(lr):
-        max_lr_snapshot = lr(0)
-        if any(lr(count) > max_lr_snapshot for count in (1, 10, 100, 1000)):
+        try:
+            max_lr_snapshot = lr(0)
+            rises = any(lr(count) > max_lr_snapshot for count in (1, 10, 100, 1000))
+        except Exception as error:
+            raise ValueError(
+                "`corrected_weight_decay` compares `lr` with its peak, and this "
+                "schedule has no value before a run: pass its peak, `max_lr_snapshot`."
+            ) from error
+        if rises:
             raise ValueError(
                 "`corrected_weight_decay` compares `lr` with its peak, and this "
                 "schedule rises after step 0: pass its peak, `max_lr_snapshot`."
             )
     peak = lr if max_lr_snapshot is None else max_lr_snapshot
-    _checks.number("max_lr_snapshot", peak, "finite and greater than 0")
+    _checks.hyperparameter("max_lr_snapshot", peak, "finite and greater than 0")
     return peak
 
 
@@ -326,7 +333,7 @@ def mlx(
     References:
       mlx.optimizers.RMSprop in MLX 0.32.4.
     """
-    _checks.number("eps", eps, "finite and greater than 0")
+    _checks.hyperparameter("eps", eps, "finite and greater than 0")
     return dict(
         learning_rate=learning_rate, decay=alpha, eps=eps, eps_in_sqrt=False, **options
     )
