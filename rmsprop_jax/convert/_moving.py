@@ -264,7 +264,7 @@ def _moved(
             leaf = leaf / origin.terms
         kinds = [values[name].dtype for name in names if name in values] or dtypes
         dtype = np.result_type(*kinds)
-        moved[path] = (leaf if dtype.kind == "c" else leaf.real).astype(dtype)
+        moved[path] = (leaf if dtype.kind == "c" else np.real(leaf)).astype(dtype)
     return moved, problems
 
 

@@ -242,7 +242,7 @@ def _counted(
     total, factor, largest = {}, 1, int(values.max(initial=0))
     while factor == 1 or factor <= largest:
         for path, digit in sent(values // factor % base).items():
-            digit = digit.real
+            digit = np.real(digit)
             if not exact:
                 digit = np.nan_to_num(digit.astype(np.float64), posinf=0, neginf=0)
             term = np.rint(digit).astype(np.int64) * factor
