@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _bits, _checks
+from . import _bits, _matching
 from ._bits import in_pieces as in_pieces
 
 
@@ -131,13 +131,13 @@ def round_params(seed: int = 0) -> optax.GradientTransformation:
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, Any]:
-        _checks.state_of("round_params", state, RoundParamsState)
+        _matching.state_of("round_params", state, RoundParamsState)
         if params is None:
             raise ValueError(
                 "`round_params` needs the parameters: call update(gradients, state, "
                 "params)."
             )
-        _checks.same_tree("updates", updates, "params", params)
+        _matching.same_tree("updates", updates, "params", params)
         source = _bits.sources(params, ("params",), state.count, seed)
 
         def rounded(path: Any, u: Any, p: Any) -> Any:
@@ -151,7 +151,7 @@ def round_params(seed: int = 0) -> optax.GradientTransformation:
             return total.astype(jnp.float32) - p
 
         updates = jax.tree_util.tree_map_with_path(
-            rounded, updates, params, is_leaf=_checks.is_none
+            rounded, updates, params, is_leaf=_matching.is_none
         )
         count = jnp.asarray(optax.safe_increment(state.count))
         return updates, RoundParamsState(count=count)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _checks, rounding
+from .. import _checks, _matching, rounding
 from . import _parts
 from ._zero_state import init_inside, init_outside, names, varying_over
 
@@ -48,9 +48,9 @@ def zero(
 
     Raises:
       TypeError: if `axis_name` is no name.
-      ValueError: if there is no such axis where `init` or `update` is called, or if
-        gradients were already summed over it (take them with respect to
-        ``jax.lax.pcast(params, axis_name, to="varying")``).
+      ValueError: if it names an axis twice, if there is no such axis where `init` or
+        `update` is called, or if gradients were already summed over it (take them with
+        respect to ``jax.lax.pcast(params, axis_name, to="varying")``).
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -82,7 +82,7 @@ def zero(
     inner = optax.with_extra_args_support(tx)
 
     def init(params: optax.Params) -> optax.OptState:
-        _checks.floating_leaves("params", params)
+        _matching.floating_leaves("params", params)
         if _parts.bound(axes):
             return init_inside(tx, params, axes)
         return init_outside(tx, params, axes)
@@ -139,10 +139,11 @@ def clip_by_global_norm(
       >>> tx = sharding.zero(optax.chain(clip, rmsprop(0.1)), "data")
     """
     _checks.number("max_norm", max_norm, "finite and at least 0")
+    axes = names(axis_name)
 
     def update(updates: optax.Updates, params: optax.Params | None = None) -> Any:
         del params
-        norms = jax.lax.all_gather(optax.tree.norm(updates), names(axis_name))
+        norms = jax.lax.all_gather(optax.tree.norm(updates), axes)
         norm = optax.tree.norm(norms)
 
         def clipped(g: jax.Array) -> jax.Array:
