@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from flax.training.train_state import TrainState
 
 from rmsprop_jax import convert, dialects, rmsprop
 from rmsprop_jax.convert import _torch, _torch_files
@@ -509,8 +510,8 @@ def test_a_state_goes_into_any_chain_of_optax_and_of_ours():
 
 def test_our_own_state_is_not_taken_for_optax_s():
     params = {"w": jnp.ones(2)}
-    for centered in (False, True):
-        state = rmsprop(0.1, centered=centered).init(params)
+    for option in ({"centered": True}, {"decay": optax.constant_schedule(0.9)}):
+        state = rmsprop(0.1, **option).init(params)
         for source in (state, flax.serialization.to_state_dict(state)):
             with pytest.raises(
                 ValueError, match="a state of rmsprop_jax, not of Optax"
@@ -760,3 +761,24 @@ def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path, capsys):
 def test_the_command_s_help_shows_an_example(capsys):
     assert command("--help") == 0
     assert "rmsprop-jax convert run.pt state.safetensors" in capsys.readouterr().out
+
+
+def test_a_state_that_counts_nothing_is_written_with_the_step_that_is_known(tmp_path):
+    content, _ = numbered(w=(3,))
+    params, path = {"w": jnp.ones(3)}, tmp_path / "state.safetensors"
+    restored = convert.load(content, params, names=["w"])
+    assert isinstance(restored.state[0], optax.ScaleByRmsState)
+    export = partial(convert.export, restored.state, params, "torch", names=["w"])
+    hyperparameters = restored.hyperparameters
+    with pytest.raises(ValueError, match=r"does not count its updates.*give `step`"):
+        export(hyperparameters)
+    assert export(restored.groups)["state"][0]["step"] == 3
+    assert export(hyperparameters, like=content)["state"][0]["step"] == 3
+    assert export(restored.groups, step=8)["state"][0]["step"] == 8
+    state = TrainState.create(
+        apply_fn=None, params=params, tx=restored.optimizer
+    ).replace(step=9)
+    save = partial(convert.save, path, restored.state)
+    for tree, step, expected in ((params, None, 3), (params, 8, 8), (state, None, 9)):
+        save(tree, "torch", restored.groups, step=step)
+        assert convert.load(path, params).step == expected

@@ -24,11 +24,12 @@ from ._record import (
     debiasing,
     drain,
     fill,
+    is_new,
     maker,
     names_of,
     present,
 )
-from ._resume import transposed_in, tree_of
+from ._resume import counted, transposed_in, tree_of
 from ._sources import check_suffix, content_of, default_rule, module_of, read
 
 
@@ -162,7 +163,7 @@ def load(
         else _as_params(tree, whole, leaves),
         dialect=record.dialect,
         step=record.step,
-        groups=record.groups,
+        groups=tuple(group._replace(step=record.step) for group in record.groups),
         places=places,
         left_out=record.left_out,
         assumed=record.assumed,
@@ -180,6 +181,7 @@ def export(
     names: Iterable[str] | None = None,
     like: Any = None,
     leave_out: Collection[str] = (),
+    step: int | None = None,
 ) -> Any:
     """Returns an optimizer's state as its framework keeps it, in memory.
 
@@ -196,6 +198,9 @@ def export(
         default those of `like`, or the paths of the tree.
       like: a file, or its content, to take the order and all else from.
       leave_out: names of parameters of `like` that stay as they are there.
+      step: how many updates were done. By default as many as the state counts, or a
+        `TrainState` given as `params`; a plain RMSProp counts none, and then it is
+        the step of `Restored.groups` or of `like`: give it if there were more since.
 
     Returns:
       torch's state dictionary (of arrays), Keras's optimizer variables in order (under
@@ -214,8 +219,9 @@ def export(
       >>> there["state"][0]["square_avg"].shape
       (2, 3)
     """
-    known, params = transposed_in(params), tree_of(params)
-    record = drained(state, params, dialect, hyperparameters)
+    step, known = counted(params, step), transposed_in(params)
+    params = tree_of(params)
+    record = drained(state, params, dialect, hyperparameters, step)
     if dialect == "optax":
         return _as_optax(record, params)
     content = content_of(like, dialect)
@@ -224,7 +230,7 @@ def export(
     if content is None and dialect in _torch.DIALECTS:
         record = record._replace(weights=None)  # torch keeps them elsewhere
     function = chosen(weights, rule, old, known)
-    record, _ = from_tree(record, params, function, old, leave_out)
+    record, _ = from_tree(with_step(record, old), params, function, old, leave_out)
     return module.to_dict(record, content)
 
 
@@ -240,6 +246,7 @@ def save(
     names: Iterable[str] | None = None,
     like: Any = None,
     leave_out: Collection[str] = (),
+    step: int | None = None,
 ) -> None:
     """Writes an optimizer's state as a file of its framework, or as ours.
 
@@ -260,6 +267,7 @@ def save(
       like: as for `export`; a Keras file needs it. What the copy has of it that is
         older than the state, a scheduler or statistics of BatchNorm, a warning names.
       leave_out: as for `export`.
+      step: as for `export`.
 
     Raises:
       ValueError: if the state, the parameters and the names do not fit.
@@ -276,8 +284,9 @@ def save(
       >>> convert.load(path, params).dialect
       'keras'
     """
-    path, known, params = Path(target), transposed_in(params), tree_of(params)
-    record = drained(state, params, dialect, hyperparameters)
+    path, step = Path(target), counted(params, step)
+    known, params = transposed_in(params), tree_of(params)
+    record = drained(state, params, dialect, hyperparameters, step)
     torch_like = dialect in _torch.DIALECTS and (like is not None or names is not None)
     if path.suffix == ".safetensors" and not torch_like:
         _ours.save(path, record)
@@ -295,6 +304,7 @@ def save(
         module = module_of(dialect, content)
         old = _old(record, params, names, content)
         function = chosen(weights, rule, old, known)
+        record = with_step(record, old)
         named, _ = from_tree(record, params, function, old, leave_out)
         module.save(path, module.to_dict(named, content))
         stale = older(named, old)
@@ -412,8 +422,31 @@ def checked(record: Record) -> Record:
     return record
 
 
-def drained(state: Any, params: Any, dialect: str, hyperparameters: Any) -> Record:
+def with_step(record: Record, old: Record) -> Record:
+    """Returns a record that says how many updates were done, or is as silent as `old`.
+
+    Raises:
+      ValueError: if nothing says it, and the framework's files do.
+    """
+    step = old.step if record.step is None else record.step
+    if step is None and record.dialect != "tf1":
+        raise ValueError(
+            f"The state does not count its updates, and files of {record.dialect} say "
+            "how many there were: give `step`."
+        )
+    return record._replace(step=step)
+
+
+def drained(
+    state: Any,
+    params: Any,
+    dialect: str,
+    hyperparameters: Any,
+    step: int | None = None,
+) -> Record:
     """Returns the record of a state, with the parameters if they have values.
+
+    Its step is the one given, or that of the state, or of its groups.
 
     Raises:
       TypeError, ValueError: if the state, the parameters and the hyperparameters do
@@ -430,6 +463,10 @@ def drained(state: Any, params: Any, dialect: str, hyperparameters: Any) -> Reco
     for group in groups:
         maker(dialect)(**group.hyperparameters)  # says wrong names before their use
     record = checked(drain(state, dialect, tuple(groups)))
+    if step is None and record.step is None:
+        step = groups[0].step
+        step = 0 if step is None and is_new(record) else step
+    record = record if step is None else record._replace(step=step)
     for group in record.groups:
         arguments = arguments_of(dialect, group.hyperparameters)
         moves = arguments.get("momentum") is not None

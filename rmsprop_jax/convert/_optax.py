@@ -35,8 +35,9 @@ def read(
         )
     (average,) = averages
     centered, corrected = "mu" in average, "count" in average
-    if list(average) == ["count", "nu", "mu"] or (centered and average["mu"] is None):
-        raise ValueError(  # Optax has nu last, and no mu that is None
+    old = list(average) == ["count", "nu", "mu"] or (centered and average["mu"] is None)
+    if old or "lowest" in average:  # Optax has nu last, and no mu that is None
+        raise ValueError(
             "This is a state of rmsprop_jax, not of Optax: restore it as what it is "
             "(flax.serialization.from_bytes), or keep it with convert.save."
         )

@@ -55,12 +55,14 @@ class Group(NamedTuple):
       joined: by the names of those that are sums of parameters of the source, how many
         each element is the sum of: it moves so many times as far.
       waiting: those that have had no gradient, and stay as they are until they have.
+      step: how many updates were done when it was loaded, for states without a count.
     """
 
     hyperparameters: dict[str, Any]
     names: tuple[str, ...]
     joined: Mapping[str, np.ndarray] = {}
     waiting: tuple[str, ...] = ()
+    step: int | None = None
 
 
 class Record(NamedTuple):
@@ -264,6 +266,19 @@ def drain(state: Any, dialect: str, groups: tuple[Group, ...]) -> Record:
             "parameters?"
         )
     return record
+
+
+def is_new(record: Record) -> bool:
+    """Whether all accumulators are what an optimizer starts with."""
+    starts = {
+        name: arguments_of(record.dialect, group.hyperparameters)
+        for group in record.groups
+        for name in group.names
+    }
+    return all(
+        np.all(slots.nu == starts[name].get("initial_scale", 0.0))
+        for name, slots in record.slots.items()
+    )
 
 
 def _nu_of(node: Any, record: Record) -> Callable[[Slots, Group], np.ndarray]:

@@ -107,6 +107,11 @@ def tree_of(params: Any) -> Any:
     return params
 
 
+def counted(params: Any, step: int | None) -> int | None:
+    """Returns the step that is given, or that of a `TrainState`."""
+    return int(params.step) if step is None and _is_train_state(params) else step
+
+
 def transposed_in(params: Any) -> tuple[str, ...] | None:
     """Returns the paths of an NNX model's transposed convolutions with flipped kernels.
 

@@ -134,10 +134,10 @@ def _convert(
         function = _function(arguments, record)
         tree = _shapes(arguments.params)
         record, places = to_tree(record, tree, function, arguments.leave_out)
-    elif not (is_ours and arguments.like):
-        _check_unused(arguments)
     _api.check_assumed(record, arguments.strict)
     record = _api.checked(_api.completed(record, given))
+    if not arguments.params and not (is_ours and arguments.like):
+        _check_unused(arguments)
     record = record._replace(is_ours=is_ours or bool(arguments.params))
     if arguments.like is None:
         if target.suffix != ".safetensors":
@@ -155,6 +155,7 @@ def _convert(
     function: Any = _function(arguments, old)
     if not record.is_ours:
         function = partial(_same_names, list(record.slots))
+    record = _api.with_step(record, old)
     record, places = from_tree(record, tree, function, old, arguments.leave_out)
     module.save(target, module.to_dict(record, content))
     return record, places, _api.older(record, old)
