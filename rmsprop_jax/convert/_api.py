@@ -455,10 +455,12 @@ def drained(
     groups = hyperparameters
     if isinstance(hyperparameters, Mapping):
         groups = (Group(dict(hyperparameters), tuple(names_of(params))),)
-    elif not all(isinstance(group, Group) for group in groups):
+    elif not (
+        isinstance(groups, Sequence) and all(isinstance(g, Group) for g in groups)
+    ):
         raise TypeError(
             "`hyperparameters` must be a dictionary, or for several parameter groups "
-            "`Restored.groups`, which say whose they are."
+            f"`Restored.groups`, which say whose they are, got {hyperparameters!r}."
         )
     for group in groups:
         maker(dialect)(**group.hyperparameters)  # says wrong names before their use

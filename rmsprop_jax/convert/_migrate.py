@@ -128,10 +128,7 @@ def migrate(
 
 def _initial(name: str, tx: Any, params: Any) -> Any:
     """Returns the initial state of a transformation, checked."""
-    if not callable(getattr(tx, "init", None)):
-        raise TypeError(
-            f"`{name}` must be a transformation, such as rmsprop(0.1), got {tx!r}."
-        )
+    _checks.transformation(name, tx)
     return tx.init(params)
 
 

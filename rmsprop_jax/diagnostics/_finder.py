@@ -65,9 +65,10 @@ def sweep_rates(
       A `Sweep`.
 
     Raises:
-      ValueError: for a rate that is not positive, no rates or no batches, and
-        an `at_once` below 1.
-      TypeError: for an `at_once` that is not an integer.
+      ValueError: for a rate that is not positive in float32, no rates or no batches, a
+        loss that is no scalar, and an `at_once` below 1.
+      TypeError: for an `at_once` that is not an integer, rates that are no numbers, and
+        a `make_tx` that is a transformation.
 
     Example:
       >>> import jax.numpy as jnp
@@ -79,9 +80,12 @@ def sweep_rates(
       >>> found.suggestion, found.diverged.tolist()
       (0.1, [False, False, False, True])
     """
-    rates = np.atleast_1d(np.asarray(rates, float)).tolist()
-    for rate in rates:
-        _checks.number("rates", rate, "finite and greater than 0")
+    rates = _checked(rates)
+    if not callable(make_tx):
+        raise TypeError(
+            "`make_tx` must be the function that makes the optimizer of a rate, such "
+            f"as `rmsprop`, got {type(make_tx).__name__}."
+        )
     lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
     if not rates or len(lengths) != 1 or lengths & {(), (0,)}:
         raise ValueError(
@@ -103,6 +107,13 @@ def sweep_rates(
 
         return jax.lax.scan(step, (params, tx.init(params)), batches)[1]
 
+    first = jax.eval_shape(
+        lambda batches: jax.tree.map(lambda x: x[0], batches), batches
+    )
+    value = jax.eval_shape(loss, params, first)
+    if getattr(value, "shape", None) != ():
+        raise ValueError(f"`loss` must return one scalar, got {value}.")
+
     @jax.jit
     def run(params: Any, batches: Any, rates: jax.Array) -> Any:
         untrained = jax.lax.map(lambda batch: loss(params, batch), batches)
@@ -116,6 +127,25 @@ def sweep_rates(
     found = run(params, batches, jnp.asarray(rates, jnp.float32))
     untrained, losses = (np.asarray(x, float) for x in found)
     return _judged(np.asarray(rates), losses, untrained)
+
+
+def _checked(rates: Any) -> list[float]:
+    """Returns the learning rates, which float32 has to hold."""
+    try:
+        rates = np.atleast_1d(np.asarray(rates, float)).tolist()
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`rates` must be numbers, got {rates!r}.") from error
+    least, most = (
+        float(x) for x in (np.finfo(np.float32).tiny, np.finfo(np.float32).max)
+    )
+    for rate in rates:
+        _checks.number("rates", rate, "finite and greater than 0")
+        if not least <= rate <= most:
+            raise ValueError(
+                f"`rates` must be from {least:.2g} to {most:.2g}, which float32 holds, "
+                f"got {rate}."
+            )
+    return rates
 
 
 def best_rate(losses: np.ndarray) -> int:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from .. import _checks, _leaves, storage
@@ -115,6 +116,7 @@ def values(
       [0.05 0.05 0.05 0.05 0.05]
     """
     _checks.number("eps", eps, "finite and at least 0")
+    _checks.hyperparameter("learning_rate", learning_rate, "finite")
     form = storage.as_format("nu_dtype", nu_dtype, unsigned=True)
     wanted = checked_quantiles(quantiles)
     # Or XLA on TPUs makes nu and mu again from all that they come from, for each sum.
@@ -164,6 +166,10 @@ def values(
 
 
 def checked_quantiles(quantiles: Sequence[float]) -> jax.Array:
+    if not isinstance(quantiles, Sequence | np.ndarray | jax.Array):
+        raise TypeError(f"`quantiles` must be several numbers, got {quantiles!r}.")
+    if not len(quantiles):
+        raise ValueError("`quantiles` must have one number at least.")
     for q in quantiles:
         _checks.number("quantiles", q, "in [0, 1]")
     return jnp.asarray(quantiles, jnp.float32)

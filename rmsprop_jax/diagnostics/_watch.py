@@ -90,10 +90,11 @@ def watch(
             f"{type(factory).__name__}: write watch(rmsprop)(0.1), not "
             "watch(rmsprop(0.1))."
         )
-    also = (also,) if isinstance(also, str) else tuple(also)
-    if not set(also) <= set(ALSO):
+    also = (also,) if isinstance(also, str) else also
+    if not isinstance(also, Sequence) or not all(name in ALSO for name in also):
         accepted = ", ".join(map(repr, ALSO))
         raise ValueError(f"`also` must have names out of {accepted}, got {also!r}.")
+    also = tuple(also)
     if "params" in also and "updates" not in also:
         raise ValueError(
             "`also` has 'params', which are compared with 'updates': name both."

@@ -8,6 +8,7 @@ import optax
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from .. import _checks
 from .._placement import axes_of, map_with_owner, sharding_of, spec_of
 
 
@@ -152,8 +153,15 @@ def _sharded(
     zero_axis: str | None,
 ) -> tuple[Any, list[str]]:
     """Returns the shardings of the state, and the paths of what was not split."""
+    _checks.transformation("tx", tx)
     if shardings is not None:
-        shardings = jax.tree.broadcast(shardings, params)
+        try:
+            shardings = jax.tree.broadcast(shardings, params)
+        except ValueError as error:
+            raise ValueError(
+                "`shardings` must be a sharding, or a tree of them like the parameters "
+                f"or a prefix of one: {error}"
+            ) from error
     placed = jax.tree_util.tree_map_with_path(
         _placed, params, *([] if shardings is None else [shardings])
     )
@@ -189,6 +197,11 @@ def _placed(path: Any, leaf: Any, sharding: Any = None) -> jax.ShapeDtypeStruct:
     """Returns the shape of a parameter with its sharding."""
     if sharding is None:
         sharding = sharding_of(leaf)
+    if not hasattr(leaf, "shape"):
+        raise TypeError(
+            f"params{jax.tree_util.keystr(path)} is {leaf!r}; needed is an array, or a "
+            "`jax.ShapeDtypeStruct`."
+        )
     if not isinstance(sharding, NamedSharding):
         raise ValueError(
             f"The sharding of params{jax.tree_util.keystr(path)} is {sharding}; needed "

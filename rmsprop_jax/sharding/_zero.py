@@ -81,6 +81,7 @@ def zero(
       Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion Parameter
       Models, 2020 (https://arxiv.org/abs/1910.02054).
     """
+    _checks.transformation("tx", tx)
     axes = names(axis_name)
     inner = optax.with_extra_args_support(tx)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from .. import _checks
 from .._placement import axes_of, map_with_owner, sharding_of, spec_of
 from . import _parts
 from ._inside import init_inside
@@ -44,6 +45,7 @@ def zero_state(
       >>> state[0].nu["w"].shape, sharding.specs(state)[0].nu["w"]
       ((1024,), P('data',))
     """
+    _checks.transformation("tx", tx)
     axes = names(axis_name)
     return _state(tx, params, axes, _mesh(params, axes))
 
