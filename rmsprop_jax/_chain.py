@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _bits, _checks, _leaves, storage
+from . import _bits, _checks, _leaves, _round_params, storage
 
 
 def scale(rate: Any, sign: int) -> optax.GradientTransformation:
@@ -160,11 +160,14 @@ def in_wide_dtype(
     inner: optax.GradientTransformationExtraArgs,
     step_of: Callable[[Any], Any],
     maximize: bool,
-    needs_params: bool,
+    needs_params: str | None,
+    rounds: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Runs `inner` in float32 or wider, then returns to the dtypes of the gradients.
 
     Its elements get the number of updates done, which `step_of` finds in the state.
+    `needs_params` names the argument that needs the parameters, if one does, and
+    `rounds` says whether the last element returns updates in their dtypes.
 
     So no step of the chain rounds to a narrow dtype or promotes its state, whatever
     the dtypes of parameters, gradients and hyperparameters are.
@@ -182,11 +185,11 @@ def in_wide_dtype(
     ) -> tuple[optax.Updates, optax.OptState]:
         del extra_args
         _checks.floating_leaves("gradients", updates)
-        if not needs_params:
+        if needs_params is None:
             params = None
         elif params is None:
             raise ValueError(
-                "`weight_decay` needs the parameters: call update(gradients, state, "
+                f"`{needs_params}` needs the parameters: call update(gradients, state, "
                 "params)."
             )
         else:
@@ -194,7 +197,14 @@ def in_wide_dtype(
         steps, state = inner.update(
             _map(widened, updates), state, params, step=step_of(state)
         )
-        return _map(lambda g, u: u.astype(jnp.result_type(g)), updates, steps), state
+        if not rounds:
+            narrowed = _map(lambda g, u: u.astype(jnp.result_type(g)), updates, steps)
+            return narrowed, state
+
+        def like_its_parameter(g: Any, u: jax.Array, p: Any) -> jax.Array:
+            return u if _round_params.is_rounded(p) else u.astype(jnp.result_type(g))
+
+        return _map(like_its_parameter, updates, steps, params), state
 
     return optax.GradientTransformationExtraArgs(storage.placed(inner.init), update)
 

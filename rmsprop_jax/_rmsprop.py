@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from . import _chain, _checks
+from . import _chain, _checks, _round_params
 from ._signature import factory
 from ._transform import ScaleByRmsState, scale_by_rms
 
@@ -39,6 +39,7 @@ def rmsprop(
     nu_dtype: Any = None,
     mu_dtype: Any = None,
     seed: jax.typing.ArrayLike = 0,
+    round_params: bool | Literal["stochastic", "remainder"] = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""RMSProp: the division, with weight decay, a learning rate and momentum.
 
@@ -85,6 +86,11 @@ def rmsprop(
       nu_dtype: the dtype of `nu`: see `scale_by_rms`.
       mu_dtype: the dtype of `mu`, likewise; needs `centered`.
       seed: of the random bits that what is narrow is rounded with: see `scale_by_rms`.
+      round_params: whether parameters of 16 and 8 bits are rounded without bias, which
+        otherwise lose every update under half the distance to their neighbours (1/512
+        of a parameter in bfloat16): "stochastic" for no memory, "remainder" for a byte
+        each that keeps what rounding loses, True for "stochastic". The updates then
+        have the parameters' dtype: apply them as they are. See `rounding.round_params`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`; its updates are for
@@ -157,9 +163,35 @@ def rmsprop(
         chain.insert(0 if coupled else len(chain), decayed)
     elif weight_decay_mask is not None and weight_decay is None:
         raise ValueError("`weight_decay_mask` needs `weight_decay`, which is not set.")
+    needs_params = None if rate is None else "weight_decay"
+    rounded = _rounded(round_params, learning_rate, seed)
+    if rounded is not None:
+        needs_params = "round_params"
+        chain.append(rounded)
     return _chain.in_wide_dtype(
-        optax.chain(*chain), _step_of, maximize, needs_params=rate is not None
+        optax.chain(*chain), _step_of, maximize, needs_params, rounded is not None
     )
+
+
+def _rounded(form: Any, learning_rate: Any, seed: Any) -> Any:
+    """Returns the last element of the chain, or None where nothing is rounded."""
+    if isinstance(form, str) and form not in _round_params.FORMS:
+        raise ValueError(
+            "`round_params` must be True, False, 'stochastic' or 'remainder', got "
+            f"{form!r}."
+        )
+    if not isinstance(form, str):
+        _checks.flag("round_params", form)
+        if not form:
+            return None
+        form = _round_params.DEFAULT
+    if learning_rate is None:
+        raise ValueError(
+            "`round_params` needs `learning_rate`, which is None: what scales the "
+            "updates afterwards would lose the small ones. Put "
+            "`rounding.round_params()` last in your chain instead."
+        )
+    return _round_params.round_params(seed, form=cast(Any, form))
 
 
 def _step_of(state: Any) -> Any:

@@ -20,7 +20,7 @@ import optax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
-from . import _codes, _leaves, rounding
+from . import _codes, _grid, _leaves
 from ._codes import Format as Format
 from ._codes import decode as decode
 from ._codes import uint8 as uint8
@@ -198,7 +198,7 @@ def write(
             value, bits(value) >> (32 - _codes.shift(stored.dtype)), form, stored
         )
     if stored.dtype == jnp.bfloat16:
-        return rounding.to_bfloat16(value.astype(jnp.float32), bits(value))
+        return _grid.to_bfloat16(value.astype(jnp.float32), bits(value))
     return value.astype(stored.dtype)
 
 

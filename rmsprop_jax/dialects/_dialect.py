@@ -26,6 +26,7 @@ class Options(TypedDict, total=False):
     mu_dtype: Any
     accumulator_dtype: Any
     seed: Any
+    round_params: Any
     weight_decay_mask: Any
 
 

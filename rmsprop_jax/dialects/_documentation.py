@@ -10,8 +10,8 @@ from .._signature import canonical
 Dialect = Callable[..., Any]
 
 _SHARED = """\
-  skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-    for `rmsprop`, where they apply.
+  skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+    weight_decay_mask: as for `rmsprop`, where they apply.
 
 Returns:
   The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
