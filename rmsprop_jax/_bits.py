@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 
+from . import _checks
+
 _GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: far apart for steps next to each other
 
 _pieces_of: ContextVar[Any] = ContextVar("pieces_of", default=None)
@@ -25,7 +27,7 @@ _pieces_of: ContextVar[Any] = ContextVar("pieces_of", default=None)
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("step", "seed"),
+    data_fields=("keys", "index"),
     meta_fields=("axis_name",),
 )
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +35,13 @@ class Source:
     """Makes the bits of a leaf; a tree, so that one trace serves leaves of one shape.
 
     Attributes:
-      step: the number of the update.
-      seed: of the leaf, a uint32 scalar.
+      keys: of all leaves in this step, uint32.
+      index: the leaf's own place among them, a uint32 scalar.
       axis_name: of the mesh, where a leaf is one of the pieces that `in_pieces` means.
     """
 
-    step: jax.typing.ArrayLike
-    seed: Any
+    keys: jax.Array
+    index: Any
     axis_name: Any = None
 
     def __call__(self, value: jax.Array) -> jax.Array:
@@ -54,17 +56,63 @@ class Source:
             piece = jax.lax.axis_index(self.axis_name).astype(jnp.uint32)
             offset = piece * jnp.uint32(value.size % 2**32)
         make = _mapped(value.ndim, pieces)
-        step = jnp.asarray(self.step).astype(jnp.uint32)
-        seed = jnp.asarray(self.seed).astype(jnp.uint32)
-        return make(jax.lax.stop_gradient(value), step, seed, offset)
+        key = jax.lax.dynamic_index_in_dim(self.keys, self.index, keepdims=False)
+        return make(jax.lax.stop_gradient(value), key, offset)
+
+
+def sources(
+    tree: Any, names: tuple[str, ...], step: jax.typing.ArrayLike, seed: Any = 0
+) -> Callable[[Any, str, Any], Any]:
+    """Returns a function of a leaf's path, a name and an array, to what makes its bits.
+
+    It returns None for an array of 32 bits or more, which is not rounded, and for None.
+
+    The keys of all leaves are one array, because XLA makes a kernel of its own on GPUs
+    for each number that it computes for a large array (jax 0.10.2; tests/test_gpu.py).
+
+    Args:
+      tree: whose leaves are rounded.
+      names: of all that is rounded for a leaf.
+      step: the number of the update.
+      seed: for runs that shall differ.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_checks.is_none)
+    paths = [jax.tree_util.keystr(path) for path, _ in leaves]
+    keyed = [f"{name}{path}" for path in paths for name in names]
+    places = {key: np.uint32(index) for index, key in enumerate(keyed)}
+    keys = cache(lambda: _keys(step, keyed, seed))
+
+    def source(path: Any, name: str, like: Any) -> Source | None:
+        if like is None or jnp.result_type(like).itemsize >= 4:
+            return None
+        place = places[f"{name}{jax.tree_util.keystr(path)}"]
+        return Source(keys(), place, _pieces_of.get())
+
+    return source
 
 
 def source(path: Any, what: str, step: jax.typing.ArrayLike, seed: Any = 0) -> Source:
-    """Returns what makes the bits for a leaf, from its path and from what it is."""
-    name = zlib.crc32(f"{what}{jax.tree_util.keystr(path)}".encode())
-    if isinstance(seed, jax.Array):
-        return Source(step, seed.astype(jnp.uint32) + np.uint32(name), _pieces_of.get())
-    return Source(step, np.uint32((int(seed) + name) % 2**32), _pieces_of.get())
+    """Returns the same for one leaf by itself."""
+    keys = _keys(step, [f"{what}{jax.tree_util.keystr(path)}"], seed)
+    return Source(keys, np.uint32(0), _pieces_of.get())
+
+
+def _keys(step: Any, names: list[str], seed: Any) -> jax.Array:
+    hashes = np.asarray([zlib.crc32(name.encode()) for name in names], np.uint32)
+    if not isinstance(seed, jax.Array):
+        seed = np.uint32(int(seed) % 2**32)
+    return _mixed_keys(step, hashes, seed)
+
+
+@jax.jit
+def _mixed_keys(step: Any, hashes: Any, seed: Any) -> jax.Array:
+    seed = jnp.asarray(seed).astype(jnp.uint32)
+    return key_of(jnp.asarray(step).astype(jnp.uint32), hashes + seed)
+
+
+def key_of(step: jax.Array, seed: jax.Array) -> jax.Array:
+    """Returns mix(step · φ + seed), of uint32."""
+    return _mixed(step * jnp.uint32(_GOLDEN) + seed)
 
 
 def check_seed(seed: Any) -> None:
@@ -95,16 +143,13 @@ def in_pieces(axis_name: Any) -> Iterator[None]:
         _pieces_of.reset(token)
 
 
-def bits(
-    shape: tuple[int, ...], step: jax.Array, seed: jax.Array, offset: jax.Array
-) -> jax.Array:
-    """Returns mix(index ^ mix(step · φ + seed)), where index is row-major.
+def bits(shape: tuple[int, ...], key: jax.Array, offset: jax.Array) -> jax.Array:
+    """Returns mix(index ^ key), where index is row-major.
 
     Args:
-      shape: of one array. Axes in front of it come from step, seed and offset, which
-        are scalars or broadcast against the whole.
-      step: the number of the update, uint32.
-      seed: uint32.
+      shape: of one array. Axes in front of it come from key and offset, which are
+        scalars or broadcast against the whole.
+      key: of the array and the step, uint32.
       offset: the index of the first element, uint32.
     """
     index = jnp.zeros(shape, jnp.uint32)
@@ -113,9 +158,8 @@ def bits(
         counts = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
         index += counts * jnp.uint32(stride % 2**32)
         stride *= shape[axis]
-    key = step * jnp.uint32(_GOLDEN) + seed
     index, offset, key = _of_one_rank(index, offset, key)
-    return _mixed_high((index + offset) ^ _mixed(key))
+    return _mixed_high((index + offset) ^ key)
 
 
 def _of_one_rank(*arrays: jax.Array) -> list[jax.Array]:
@@ -138,15 +182,13 @@ def _mapped(dimensions: int, pieces: int) -> Callable[..., jax.Array]:
     """
 
     @custom_vmap
-    def make(
-        like: jax.Array, step: jax.Array, seed: jax.Array, offset: jax.Array
-    ) -> jax.Array:
+    def make(like: jax.Array, key: jax.Array, offset: jax.Array) -> jax.Array:
         shape = like.shape[like.ndim - dimensions :]
-        return jnp.broadcast_to(bits(shape, step, seed, offset), like.shape)
+        return jnp.broadcast_to(bits(shape, key, offset), like.shape)
 
     @make.def_vmap
-    def _(axis_size: int, mapped: Any, like: Any, step: Any, seed: Any, offset: Any):
-        like_mapped, step_mapped, seed_mapped, offset_mapped = mapped
+    def _(axis_size: int, mapped: Any, like: Any, key: Any, offset: Any):
+        like_mapped, key_mapped, offset_mapped = mapped
         if not like_mapped:
             like = jnp.broadcast_to(like, (axis_size, *like.shape))
 
@@ -161,8 +203,7 @@ def _mapped(dimensions: int, pieces: int) -> Callable[..., jax.Array]:
             stride = pieces * math.prod(like.shape[1:]) % 2**32
             first = jnp.arange(axis_size, dtype=jnp.uint32) * jnp.uint32(stride)
             offset += first.reshape(-1, *[1] * (like.ndim - 1))
-        step, seed = rows(step, step_mapped), rows(seed, seed_mapped)
-        return make(like, step, seed, offset), True
+        return make(like, rows(key, key_mapped), offset), True
 
     return make
 

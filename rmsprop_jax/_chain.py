@@ -41,7 +41,7 @@ def momentum(
             if is_set:
                 raise ValueError(f"`{name}` needs `momentum`, which is None.")
         return optax.identity()
-    _checks.number("momentum", momentum, "in [0, 1]")
+    _checks.hyperparameter("momentum", momentum, "in [0, 1]")
 
     def init(params: optax.Params) -> optax.TraceState:
         zeros = partial(storage.full, value=0, form=form)
@@ -58,10 +58,11 @@ def momentum(
         del params, extra_args
         _checks.state_of("momentum", state, optax.TraceState)
         rates = cache(partial(jnp.asarray, momentum))
+        source = _bits.sources(updates, ("momentum",), step, seed)
 
         def leaf(path: Any, u: jax.Array, stored: Any) -> Any:
             dtype = _leaves.like(u, _leaves.arithmetic_dtype(u, stored))
-            bits = _bits.source(path, "momentum", step, seed)
+            bits = source(path, "momentum", stored)
             return _accumulate(rates(dtype), bits, u, stored, nesterov=bool(nesterov))
 
         steps, trace = _leaves.each(leaf, updates, state.trace)
@@ -72,7 +73,7 @@ def momentum(
 
 @partial(jax.jit, static_argnames="nesterov")
 def _accumulate(
-    momentum: jax.Array, bits: _bits.Source, u: Any, stored: Any, *, nesterov: bool
+    momentum: jax.Array, bits: Any, u: Any, stored: Any, *, nesterov: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the step of one leaf, and its buffer, as it is stored."""
     _leaves.same_kind("gradient", u, "momentum", stored)

@@ -1,5 +1,6 @@
 """Which values and trees the package accepts, and errors that name the others."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -21,17 +22,15 @@ def number(name: str, value: Any, accepted: str, *, or_schedule: bool = False) -
     """Raises unless `value` is a number that is, say, "in [0, 1)".
 
     Tracers pass, for their value is not known; so does a schedule where one may stand
-    (`or_schedule`), once its value at step 0 has been looked at.
+    (`or_schedule`), once its value at step 0 has been looked at, where it has one here:
+    a schedule may need what only a compiled step has, such as an axis with a name.
     """
     if or_schedule and callable(value):
+        _takes_a_count(name, value)
         try:
             value = value(np.zeros((), np.int32))
-        except Exception as error:
-            raise ValueError(
-                f"`{name}` is a function, so a schedule, but {name}(0) raised "
-                f"{type(error).__name__}: {error}. A schedule maps the number of "
-                "updates done, an int32 scalar, to a number."
-            ) from error
+        except Exception:
+            return
         name = f"{name}(0)"
     if isinstance(value, Tracer):
         return
@@ -49,6 +48,67 @@ def number(name: str, value: Any, accepted: str, *, or_schedule: bool = False) -
                 "`optax.inject_hyperparams` with hyperparam_dtype=jnp.float32."
             )
         raise ValueError(message)
+
+
+def hyperparameter(name: str, value: Any, accepted: str, **options: Any) -> None:
+    """Raises for a number that a caller wrote, unless it is, say, "in [0, 1)".
+
+    An array of JAX's passes, because it may be what a run has made of a number, as in
+    population-based training; but not a narrow one, where rounding made it.
+    """
+    wide = isinstance(value, jax.Array) and value.dtype.itemsize >= 4
+    if not (wide and value.dtype.kind in "iuf"):
+        number(name, value, accepted, **options)
+
+
+def inside(least: float, most: float | None, value: Any) -> Any:
+    """Returns a number, or NaN where it is not from `least` to `most`, if that is."""
+    accepted = (value >= least) & (True if most is None else value <= most)
+    if isinstance(value, jax.Array):
+        if not jnp.issubdtype(value.dtype, jnp.inexact):
+            value = value.astype(jnp.float32)
+        return jnp.where(accepted, value, jnp.asarray(jnp.nan, value.dtype))
+    return value if np.all(accepted) else np.where(accepted, value, np.nan)[()]
+
+
+def _takes_a_count(name: str, schedule: Any) -> None:
+    try:
+        signature = inspect.signature(schedule)
+    except (TypeError, ValueError):  # some functions have none
+        return
+    try:
+        signature.bind(0)
+    except TypeError as error:
+        raise ValueError(
+            f"`{name}` is a function, so a schedule, but does not take one argument: "
+            f"{error}. A schedule maps the number of updates done, an int32 scalar, to "
+            "a number."
+        ) from error
+
+
+def integer(name: str, value: Any, least: int, most: int) -> int:
+    """Returns `value` as a Python integer, if it is an integer from least to most.
+
+    NumPy's and JAX's scalars are accepted; True, 2.0 and "2" are not integers.
+    """
+    dtype = getattr(value, "dtype", np.dtype(object))
+    scalar = isinstance(value, np.ndarray | np.generic | jax.Array)
+    is_array = scalar and np.ndim(value) == 0 and jnp.issubdtype(dtype, jnp.integer)
+    if isinstance(value, Tracer):
+        raise TypeError(
+            f"`{name}` must be known outside of `jax.jit`, got {value}: call this "
+            "where the number is concrete."
+        )
+    if isinstance(value, bool) or not (isinstance(value, int) or is_array):
+        raise TypeError(
+            f"`{name}` must be an integer, got {value!r} ({type(value).__name__})."
+        )
+    whole = int(value)
+    if not least <= whole <= most:
+        raise ValueError(
+            f"`{name}` must be an integer from {least} to {most}, got {whole}."
+        )
+    return whole
 
 
 def flag(name: str, value: Any) -> None:

@@ -1,8 +1,7 @@
 """`rmsprop`: the one chain of weight decay, RMS, learning rate and momentum."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, cast
 
 import jax
@@ -16,7 +15,7 @@ from ._transform import ScaleByRmsState, scale_by_rms
 WEIGHT_DECAY_MODES = ("coupled", "decoupled", "independent")
 
 
-@factory
+@partial(factory, like=optax.rmsprop)
 def rmsprop(
     learning_rate: optax.ScalarOrSchedule | None,
     decay: jax.typing.ArrayLike | Callable[[Any], Any] = 0.9,
@@ -65,7 +64,8 @@ def rmsprop(
       centered: whether to divide by the standard deviation: see `scale_by_rms`.
       momentum: m, a number in [0, 1], or None for no momentum and no buffer.
       nesterov: whether the momentum is Nesterov's; needs `momentum`.
-      bias_correction: whether the averages leave out their initial values.
+      bias_correction: whether the averages leave out their initial values: see
+        `scale_by_rms`, also for why it is not Optax's to the last digit.
       learning_rate_in_momentum: whether the buffer gathers steps, as in Optax, TF and
         Keras, or directions, as in torch; it shows when the learning rate changes.
       cautious: whether to leave out the elements of a step that momentum carries
@@ -126,9 +126,13 @@ def rmsprop(
       in Optax 0.2.8; those after ``*`` are ours.
     """
     if callable(learning_rate):
-        _checks.number("learning_rate", learning_rate, "a number", or_schedule=True)
+        _checks.hyperparameter(
+            "learning_rate", learning_rate, "a number", or_schedule=True
+        )
     elif learning_rate is not None:
-        _checks.number("learning_rate", learning_rate, "finite", or_schedule=True)
+        _checks.hyperparameter(
+            "learning_rate", learning_rate, "finite", or_schedule=True
+        )
     _checks.flag("maximize", maximize)
     rms = scale_by_rms(
         decay,
@@ -207,7 +211,7 @@ def _weight_decay_rate(learning_rate: Any, weight_decay: Any, mode: str) -> Any:
         raise ValueError(f"`weight_decay_mode` must be one of {names}, got {mode!r}.")
     if weight_decay is None:
         return None
-    _checks.number(
+    _checks.hyperparameter(
         "weight_decay", weight_decay, "finite and at least 0", or_schedule=True
     )
     if isinstance(weight_decay, int | float) and weight_decay == 0:

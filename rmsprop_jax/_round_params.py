@@ -115,12 +115,14 @@ def round_params(
                 "`rmsprop_jax.convert.migrate` makes one of the other."
             )
 
+        source = _bits.sources(params, ("params",), state.count, seed)
+
         def leaf(path: Any, u: Any, p: Any, remainder: Any) -> Any:
             grid = grid_of(path, p)
             if grid is None:
                 return u, p, remainder
-            source = _bits.source(path, "params", state.count, seed)
-            u, remainder = _rounded(source, u, p, remainder, grid=grid)
+            bits = source(path, "params", p)
+            u, remainder = _rounded(bits, u, p, remainder, grid=grid)
             return u, p, remainder
 
         updates, _, remainder = _leaves.each(leaf, updates, params, state.remainder)

@@ -1,7 +1,5 @@
 """The recursion: `scale_by_rms` and its state. The update rule stands here, once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -33,7 +31,7 @@ class ScaleByRmsState(NamedTuple):
     mu: optax.Updates | None
 
 
-@factory
+@partial(factory, like=optax.scale_by_rms)
 def scale_by_rms(
     decay: jax.typing.ArrayLike | Callable[[Any], Any] = 0.9,
     eps: jax.typing.ArrayLike = 1e-8,
@@ -63,15 +61,16 @@ def scale_by_rms(
     Args:
       decay: how much of the average a step keeps: a number in [0, 1), or a schedule,
         a function of the number of updates done that stays in [0, 1)
-        (`rmsprop_jax.decay` has some).
+        (`rmsprop_jax.decay` has some). One that leaves [0, 1] during a run makes the
+        updates NaN at once, as a negative `eps` does; 1 itself keeps all of `nu`.
       eps: keeps the division from zero, at least 0: in units of the gradient, or of
         its square where `eps_in_sqrt`.
       initial_scale: the initial value of `nu`, at least 0.
       eps_in_sqrt: whether `eps` is added inside the square root or outside.
       bias_correction: whether to use the average of the gradients seen, without the
-        initial value: short for ``decay=rmsprop_jax.decay.debiased(decay)``. It agrees
-        with Optax where Optax is right: for `initial_scale` 0 and, where centred, from
-        the second step on (the first divides by a variance of zero there).
+        initial value: short for ``decay=rmsprop_jax.decay.debiased(decay)``. Optax's
+        is the same for `initial_scale` 0 and, centred, from step 2 on, but up to 1e-5
+        off exact arithmetic (1 - 0.999^t in float32), where this is within 5e-7.
       centered: whether to divide by the standard deviation instead. The variance is
         itself the state, so it is never negative; where it falls under the rounding
         error of |g|², as it does for constant gradients, that error stands in (so |u|
@@ -96,7 +95,7 @@ def scale_by_rms(
 
     Raises:
       ValueError: for a number out of its range, or gradients whose tree or shapes are
-        not those of the parameters.
+        not those of the parameters. Not for an array of JAX's, which a run may change.
       TypeError: for an unknown keyword, an argument of the wrong kind, an integer
         leaf.
 
@@ -118,8 +117,9 @@ def scale_by_rms(
       `optax.scale_by_rms` in Optax 0.2.8; those after ``*`` are ours.
     """
     schedule = as_schedule(decay, bias_correction)
-    _checks.number("eps", eps, "finite and at least 0")
-    _checks.number("initial_scale", initial_scale, "finite and at least 0")
+    _checks.hyperparameter("eps", eps, "finite and at least 0")
+    _checks.hyperparameter("initial_scale", initial_scale, "finite and at least 0")
+    eps, initial_scale = (_checks.inside(0, None, x) for x in (eps, initial_scale))
     _checks.flag("eps_in_sqrt", eps_in_sqrt)
     _checks.flag("centered", centered)
     _checks.flag("skip_nonfinite", skip_nonfinite)
@@ -162,11 +162,12 @@ def scale_by_rms(
         def numbers(real: Any) -> tuple[jax.Array, ...]:
             return *weights(rho, real), *(jnp.asarray(x, real) for x in (eps_root, eps))
 
+        source = _bits.sources(updates, ("nu", "mu"), state.count, seed)
+
         def step(path: Any, g: Any, nu: Any, mu: Any) -> Any:
-            source = partial(_bits.source, path, step=state.count, seed=seed)
             return _update_leaf(
                 numbers(_leaves.arithmetic_dtype(g, nu)),
-                [source("nu")] if mu is None else [source("nu"), source("mu")],
+                [source(path, "nu", nu), source(path, "mu", mu)],
                 *(g, nu, mu),
                 forms=forms,
                 skip_nonfinite=bool(skip_nonfinite),
@@ -183,7 +184,7 @@ def scale_by_rms(
 @partial(jax.jit, static_argnames=("forms", "skip_nonfinite"))
 def _update_leaf(
     numbers: tuple[jax.Array, ...],
-    sources: list[_bits.Source],
+    sources: list[_bits.Source | None],
     g: Any,
     nu: Any,
     mu: Any,

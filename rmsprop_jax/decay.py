@@ -5,13 +5,13 @@ first update, as everywhere in Optax) that returns rho_t in [0, 1), or `Weights`
 rho_1 = 0 the average forgets its initial value; bias correction is no more than that.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from . import _checks
 
@@ -50,8 +50,10 @@ def constant(value: jax.typing.ArrayLike) -> Schedule:
       >>> decay.constant(0.9)(7)
       0.9
     """
-    _checks.number("decay", value, "in [0, 1)")
-    value = _checks.at_least_float32(value)  # or 1 - rho is rounded to 8 bits
+    _checks.hyperparameter("decay", value, "in [0, 1)")
+    value = _checks.inside(
+        0, 1, _checks.at_least_float32(value)
+    )  # or 1 - rho is rounded to 8 bits
     return lambda count: value
 
 
@@ -82,13 +84,14 @@ def debiased(value: jax.typing.ArrayLike) -> Schedule:
       Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015, section 3
       (https://arxiv.org/abs/1412.6980).
     """
-    _checks.number("decay", value, "in [0, 1)")
+    _checks.hyperparameter("decay", value, "in [0, 1)")
+    value = _checks.inside(0, 1, value)
 
     def schedule(count: Any) -> jax.Array:
         done = jnp.asarray(count, float)
         # expm1, because 1 - 0.999 in float32 has lost four digits; and the logarithm
         # in float64 where it can be, because float32 makes 1 of 1 - 1e-8.
-        if isinstance(value, Tracer):
+        if isinstance(value, jax.Array):
             below_one = 1 - float(jnp.finfo(done.dtype).epsneg)
             log = jnp.log(jnp.clip(jnp.asarray(value, done.dtype), _TINY, below_one))
         else:
@@ -123,7 +126,7 @@ def power(exponent: jax.typing.ArrayLike = 0.8) -> Schedule:
       Shazeer and Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost,
       2018, section 7.2 (https://arxiv.org/abs/1804.04235).
     """
-    _checks.number("exponent", exponent, "finite and greater than 0")
+    _checks.hyperparameter("exponent", exponent, "finite and greater than 0")
 
     def schedule(count: Any) -> jax.Array:
         step = jnp.asarray(count, float) + 1
@@ -149,20 +152,32 @@ def weights(rho: Any, dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
 def as_schedule(decay: Any, bias_correction: Any) -> Schedule:
     """Returns the schedule that these two arguments of `scale_by_rms` mean."""
 
-    def rho(count: Any) -> Any:
-        value = decay(count)
+    def rho(value: Any) -> Any:
         if not isinstance(value, Weights):
             return value
         return value.keep if value.take is None else 1 - value.take
 
-    checked = rho if callable(decay) else decay
-    _checks.number("decay", checked, "in [0, 1)", or_schedule=True)
+    checked = rho(decay)
+    if callable(decay):
+        checked = functools.wraps(decay)(lambda count: rho(decay(count)))
+    _checks.hyperparameter("decay", checked, "in [0, 1)", or_schedule=True)
     _checks.flag("bias_correction", bias_correction)
-    if not callable(decay):
+    if not callable(decay) and not isinstance(decay, Weights):
         return debiased(decay) if bias_correction else constant(decay)
     if bias_correction:
         raise ValueError(
             "`bias_correction` needs `decay` to be a number, got a schedule: bias "
             "correction is itself the schedule rmsprop_jax.decay.debiased(number)."
         )
-    return decay
+    if isinstance(decay, Weights):
+        kept = _inside(decay)
+        return lambda count: kept
+    return lambda count: _inside(decay(count))
+
+
+def _inside(value: Any) -> Any:
+    """Returns a decay of a later step, or NaN where it has left [0, 1]."""
+    if not isinstance(value, Weights):
+        return _checks.inside(0, 1, value)
+    weights = (None if x is None else _checks.inside(0, 1, x) for x in value)
+    return Weights(*weights)

@@ -55,7 +55,7 @@ def random_bits(
     if not isinstance(seed, jax.Array):
         seed = np.uint32(int(cast(Any, seed)) % 2**32)
     step, seed = (jnp.asarray(x).astype(jnp.uint32) for x in (step, seed))
-    return _bits.bits(shape, step, seed, jnp.uint32(0))
+    return _bits.bits(shape, _bits.key_of(step, seed), jnp.uint32(0))
 
 
 def merge(params: optax.Params, state: Any) -> optax.Params:

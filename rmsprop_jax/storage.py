@@ -10,7 +10,6 @@ unsigned float without a sign bit. In uint16 it has float32's whole range and 8 
 mantissa (bfloat16 has 7), in uint8 64 octaves and 2 bits.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -171,7 +170,7 @@ def sizes(state: Any) -> dict[str, int]:
 def write(
     value: jax.Array,
     stored: Any,
-    bits: Callable[[jax.Array], jax.Array],
+    bits: Any,
     form: Format = _codes.DEFAULT,
 ) -> jax.Array:
     """Returns `value` in the form of `stored`, the accumulator that it replaces.
@@ -179,7 +178,7 @@ def write(
     Args:
       value: the new value.
       stored: the old accumulator.
-      bits: makes random bits for a value, if `stored` is narrow.
+      bits: makes random bits for a value; None where `stored` has 32 bits or more.
       form: the form of `stored`.
 
     Raises:

@@ -485,3 +485,16 @@ def test_a_transformation_of_any_kind_can_be_a_row():
     running.advance()
     running.wait()
     assert running.state_bytes == 2 * 32 + 4
+
+
+def test_what_is_not_installed_is_left_out_with_a_sentence(
+    monkeypatch, capsys, tmp_path
+):
+    missing = rows.Row(rows.in_place, ("no_such_package",))
+    kept = {name: rows.ROWS[name] for name in (rows.BASE, "ours")}
+    monkeypatch.setattr(speed, "ROWS", kept | {"peer": missing})
+    options = ["--quick", "--quiet", "--shapes=1e4", f"--out={tmp_path}"]
+    assert cli.main(["bench", *options]) == 0
+    assert "peer left out: no_such_package not installed" in capsys.readouterr().out
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert found["settings"]["not_installed"] == {"peer": "no_such_package"}

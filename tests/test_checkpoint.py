@@ -418,8 +418,10 @@ def test_a_run_goes_on_from_the_one_before_and_keeps_the_damaged_one_aside(saved
         with pytest.warns(UserWarning, match=r"step 2: it has no SHA256SUMS"):
             checkpoints.restore(PARAMS, TX.init(PARAMS))
         checkpoints.save(2, PARAMS, trained(steps=2), {"batch": 2})
-    assert {x.name for x in saved.iterdir()} == {"1", "2", "2.damaged"}
-    assert Checkpoints(saved).restore(PARAMS, TX.init(PARAMS)).step == 2
+        checkpoints.close()
+        checkpoints.save(3, PARAMS, trained(steps=3), {"batch": 3})
+    assert {x.name for x in saved.iterdir()} == {"1", "2", "2.damaged", "3"}
+    assert Checkpoints(saved).restore(PARAMS, TX.init(PARAMS)).step == 3
 
 
 def test_digests_that_were_cut_at_a_line_hide_nothing(saved):

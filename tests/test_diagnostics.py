@@ -405,15 +405,15 @@ def test_on_tpus_too():
     pytest.importorskip("libtpu")
     program = """
 from rmsprop_jax import diagnostics, rmsprop
-from rmsprop_jax.bench import tpu
-devices = tpu.topology("v5e:2x2").devices[:1]
+from rmsprop_jax.bench import ahead, targets
+devices = targets.tpu("v5e:2x2")[:1]
 for nu, centered in (("float32", False), ("uint8", False), ("float32", True)):
     state, everything = (
         diagnostics.watch(rmsprop, also=also) for also in ((), diagnostics.ALSO)
     )
     for make in (rmsprop, state, everything):
         tx = make(0.1, nu_dtype=nu, centered=centered)
-        print(tpu.facts(tx, "float32", devices)["bytes_per_parameter"])
+        print(ahead.facts(tx, "float32", devices)["bytes_per_parameter"])
 """
     run = subprocess.run(
         [sys.executable, "-c", program],

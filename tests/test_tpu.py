@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from rmsprop_jax.bench import programs
+
 pytest.importorskip("libtpu")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -53,14 +55,16 @@ def topology(request, finished):
 
 @pytest.mark.parametrize("dtype", BYTES)
 def test_the_update_is_one_kernel_that_touches_every_byte_once(topology, dtype):
-    assert topology["parameters_per_chip"] >= 2**27
+    assert topology["parameters_per_device"] >= 2**27
     rows = topology["by_dtype"][dtype]
     assert set(rows) == {"optax.rmsprop", *BYTES[dtype]}
     for name, expected in BYTES[dtype].items():
         found = rows[name]
         assert found["bytes_per_parameter"] == pytest.approx(expected, abs=0.01), name
         assert found["limit"] == pytest.approx(expected, abs=1e-4), name
-        assert found["temporary_bytes"] == 0, (name, found)
+        # Where two arrays are rounded they share the index of each row, of 4 bytes.
+        index = 4 * 2**14 if name == "ours-centered-narrow" else 0
+        assert found["temporary_bytes"] in (0, index), (name, found)
         assert found["kernels"] == 1, (name, found)
 
 
@@ -75,17 +79,31 @@ def test_the_compiler_expects_the_time_to_fall_with_the_bytes(topology):
     assert rows["ours-uint8"]["cycles_ratio"] == pytest.approx(ratio, rel=1e-3)
 
 
+def test_a_whole_chain_is_faster_than_optax_also_where_it_clips(topology):
+    ratio = {
+        name: cell["rows"]["ours"]["cycles_ratio"]
+        for name, cell in topology["models"].items()
+    }
+    assert ratio["7B layer, float32"] <= 0.75
+    # What clipping adds is the same for both.
+    assert ratio["7B layer, clipped, float32"] <= 0.86
+    if "v5" in topology["device"]:
+        # Optax's nu has two bytes here, so that there is less to save.
+        assert ratio["7B layer, bfloat16"] <= 0.90
+        assert ratio["7B layer, clipped, bfloat16"] <= 0.95
+
+
 def test_no_chip_waits_for_another_or_holds_more_than_its_part(finished):
     for name, topology in finished[0].items():
-        assert topology["chips"] == CHIPS[name]
+        assert topology["devices"] == CHIPS[name]
         for dtype, rows in BYTES.items():
             for row, moved in rows.items():
                 facts = topology["by_dtype"][dtype][row]
                 assert facts["collectives"] == 0, (name, row)
                 # What is read is held; what is written takes its place.
                 size = {"float32": 4, "bfloat16": 2}[dtype]
-                held = topology["parameters_per_chip"] * (moved + size) / 2
-                assert facts["bytes_per_chip"] == pytest.approx(held, rel=1e-3), row
+                held = topology["parameters_per_device"] * (moved + size) / 2
+                assert facts["bytes_per_device"] == pytest.approx(held, rel=1e-3), row
 
 
 def test_the_table_shows_the_facts(finished):
@@ -98,15 +116,13 @@ def test_the_table_shows_the_facts(finished):
 
 
 def test_collectives_are_seen_where_there_are_some():
-    from rmsprop_jax.bench import tpu
-
     program = """
 import jax, optax
-from rmsprop_jax.bench import tpu
+from rmsprop_jax.bench import ahead, targets
 clip = optax.clip_by_global_norm(1.0)  # a sum over all chips
-print(tpu.facts(clip, "float32", tpu.topology("v5e:2x2").devices)["collectives"])
+print(ahead.facts(clip, "float32", targets.tpu("v5e:2x2"))["collectives"])
 """
-    assert tpu.COLLECTIVE.search(" = f32[] all-reduce-start(%x)")
+    assert programs.COLLECTIVE.search(" = f32[] all-reduce-start(%x)")
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True
     )

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rmsprop_jax import rmsprop, sharding, storage
-from rmsprop_jax.bench import plan_models, plan_programs, tpu
+from rmsprop_jax.bench import plan_models, plan_programs, programs, targets
 
 pytest.importorskip("libtpu")
 pytestmark = [pytest.mark.slow, pytest.mark.optimized]
@@ -42,7 +42,7 @@ def compiled(topology, dtype, nu):
     grid = GRIDS[topology]
     axes = ("x", "y")[: len(grid)]
     auto = (AxisType.Auto,) * len(grid)
-    mesh = jax.make_mesh(grid, axes, auto, devices=tpu.topology(topology).devices)
+    mesh = jax.make_mesh(grid, axes, auto, devices=targets.tpu(topology))
 
     def placed(shape, *spec):
         at = NamedSharding(mesh, PartitionSpec(*spec))
@@ -72,7 +72,7 @@ def compiled(topology, dtype, nu):
 @pytest.mark.parametrize("topology", GRIDS)
 def test_gradients_are_reduce_scattered_once_and_never_all_reduced(topology, dtype, nu):
     program, _ = compiled(topology, dtype, nu)
-    found = tpu.collectives(program.as_text())
+    found = programs.collectives(program.as_text())
     found.pop("collective-permute", None)  # of a reduce-scatter on rings of four
     # Over each axis: two that are large, and the bucket.
     each = len(GRIDS[topology]) * SENT
@@ -85,7 +85,7 @@ def test_a_chip_keeps_its_part_of_the_state_and_no_more(topology, dtype, nu):
     program, state = compiled(topology, dtype, nu)
     chips = np.prod(GRIDS[topology])
     params = len(SHAPES)
-    sizes = plan_programs.argument_sizes(program.as_text())
+    sizes = programs.argument_sizes(program.as_text())
     expected = [
         size // chips if leaf.ndim else size
         for size, leaf in zip(
@@ -117,7 +117,7 @@ def test_where_all_is_sharded_the_update_sends_nothing(nu):
         "fully sharded", rmsprop(1e-3, nu_dtype=nu),
         plan_models.shapes(toy, "float32"), plan_programs.mesh_of("v5e:16x16"),
     )  # fmt: skip
-    assert tpu.collectives(lowered.compile().as_text()) == {}
+    assert programs.collectives(lowered.compile().as_text()) == {}
 
 
 def test_a_plain_all_reduce_is_counted_as_one():
@@ -132,4 +132,4 @@ ENTRY %main {
   %b = f32[4] reduce-scatter(%a)
   %c = f32[4] all-reduce(%b)
 """
-    assert tpu.collectives(text) == {"reduce-scatter": 2, "all-reduce": 2}
+    assert programs.collectives(text) == {"reduce-scatter": 2, "all-reduce": 2}

@@ -1,6 +1,5 @@
 """The whole update, compiled for many TPUs: what a chip holds, and whether it fits."""
 
-import math
 import re
 from functools import partial
 from typing import Any
@@ -12,13 +11,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .. import sharding
-from . import tpu
+from . import programs, targets
 from .plan_models import arithmetic
 
 
 def mesh_of(name: str) -> Mesh:
     """Returns a mesh with an axis for each dimension of a topology such as v5e:4x4."""
-    devices = tpu.topology(name).devices
+    devices = targets.tpu(name)
     sizes = tuple(map(int, name.split(":")[1].split("x")))
     grid = np.empty(sizes, object)
     for device in devices:
@@ -127,7 +126,7 @@ def facts(compiled: Any, params: Any) -> dict[str, int]:
     """Returns the bytes of a chip in a compiled program of `lowered`."""
     text = compiled.as_text()
     memory = compiled.memory_analysis()
-    sizes = argument_sizes(text)
+    sizes = programs.argument_sizes(text)
     leaves = len(jax.tree.leaves(params))
     return {
         "parameters": sum(sizes[:leaves]),
@@ -135,18 +134,8 @@ def facts(compiled: Any, params: Any) -> dict[str, int]:
         "state": sum(sizes[leaves:-leaves]),
         "with_padding": memory.argument_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
-        "collectives": tpu.collectives(text).total(),
+        "collectives": programs.collectives(text).total(),
     }
-
-
-def argument_sizes(text: str) -> list[int]:
-    """Returns the bytes of each argument of a compiled program, on one chip."""
-    signature = re.search(r"entry_computation_layout=\{\((.*?)\)->", text)
-    assert signature, "a compiled program has no signature"
-    return [
-        math.prod(map(int, filter(None, shape.split(",")))) * int(bits) // 8
-        for bits, shape in re.findall(r"\b[a-z]+(\d+)\[([\d,]*)\]", signature[1])
-    ]
 
 
 def _step(tx: Any, params: Any, state: Any, grads: Any) -> Any:

@@ -14,7 +14,7 @@ from ..demo import files
 DIGITS = 5
 """Significant digits that are kept."""
 
-OTHERS = ("torch", "bitsandbytes", "keras", "libtpu")
+OTHERS = ("torch", "bitsandbytes", "keras", "libtpu", "jax_cuda13_plugin")
 """Packages whose versions matter where they are installed."""
 
 

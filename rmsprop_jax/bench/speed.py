@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..demo.command import add_output, needed
+from .gpus import GPUS
 from .rows import BASE, ROWS, installed
 from .shapes import QUICK, SHAPES
 
@@ -19,13 +20,21 @@ DESCRIPTION = """\
 How long a whole step of an optimizer takes on this device (update and application,
 compiled, in place), beside what else is installed, and how close that is to the
 device's own bandwidth; for one array, and for the parameters of real models. Writes
-speed.json and speed.png. With --tpu: what XLA makes of the step on TPUs, compiled ahead
-of time without one, exactly. Writes tpu.json.
+speed.json and speed.png. With --tpu or --gpu: what XLA makes of the step there,
+compiled ahead of time without one, exactly. Writes tpu.json or gpu.json.
 """
+
+NEEDED = {
+    "tpu": "libtpu: pip install 'rmsprop-jax[tpu]'",
+    "gpu": "JAX's CUDA plugin: pip install 'rmsprop-jax[gpu]', or what compiles only: "
+    "pip install --no-deps {light}",
+}
+"""What each option needs, and how to get it."""
 
 EPILOG = """\
 examples: rmsprop-jax bench --shapes 1e7,gpt2 --rows ours,ours-uint8,optax.adam
           rmsprop-jax bench --tpu v5e:2x2,v5p:2x2x1
+          rmsprop-jax bench --gpu h100,h100:8,h100:2x8
 """
 
 
@@ -49,9 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare", type=_earlier, metavar="OLD.json",
         help="show ratios to the times in a speed.json of an earlier run",
     )  # fmt: skip
-    parser.add_argument(
+    ahead = parser.add_mutually_exclusive_group()
+    ahead.add_argument(
         "--tpu", metavar="TOPOLOGIES", type=lambda string: string.split(","),
         help="exact facts for TPUs instead, such as v5e:2x2 or v5e:16x16: needs libtpu",
+    )  # fmt: skip
+    ahead.add_argument(
+        "--gpu", metavar="GPUS", type=lambda string: string.split(","),
+        help=f"exact facts for GPUs instead ({', '.join(GPUS)}), such as h100, h100:8 "
+        "or h100:2x8 for two nodes: needs JAX's CUDA plugin",
     )  # fmt: skip
     add_output(parser, "rmsprop-jax-bench")
 
@@ -60,23 +75,24 @@ def run(arguments: argparse.Namespace) -> int:
     """Measures, prints the tables, writes the files; returns the status."""
     began = time.perf_counter()
     try:
-        from . import comparison, picture, results, speed_tables, tpu_tables
+        from . import ahead_tables, comparison, picture, results, speed_tables
         from .progress import live
     except ModuleNotFoundError as error:
         return _fail(needed(error, "bench"))
     others = {}
-    if arguments.tpu:
+    option = "tpu" if arguments.tpu else "gpu" if arguments.gpu else None
+    if option:
         for name in ("shapes", "rows", "compare"):
             if getattr(arguments, name):
-                return _fail(f"argument --{name}: does not go with --tpu", status=2)
+                return _fail(f"argument --{name}: does not go with --{option}", 2)
         try:
             with live(arguments.quiet) as show:
-                found = _facts(arguments, show)
+                found = _facts(option, arguments, show)
         except ModuleNotFoundError:
-            return _fail("--tpu needs libtpu: pip install 'rmsprop-jax[tpu]'")
+            return _fail(f"--{option} needs {_needed_for(option)}")
         except ValueError as error:
-            return _fail(f"argument --tpu: {error}", status=2)
-        tpu_tables.show(found)
+            return _fail(f"argument --{option}: {error}", status=2)
+        ahead_tables.show(found)
     else:
         missing = [n for n in arguments.rows or () if not installed(ROWS[n])]
         if missing:
@@ -87,10 +103,10 @@ def run(arguments: argparse.Namespace) -> int:
         speed_tables.show(found)
         if arguments.compare:
             comparison.show(found, arguments.compare)
-    name = "tpu" if arguments.tpu else "speed"
+    name = option or "speed"
     seconds = time.perf_counter() - began
     content = results.content(name, found, arguments.quick, seconds)
-    if not arguments.tpu:
+    if not option:
         others = {"speed.png": picture.png(content)}
     try:
         path = results.write(arguments.out, name, content, others)
@@ -102,16 +118,23 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _facts(arguments: argparse.Namespace, show: Any) -> dict[str, Any]:
-    from . import tpu
+def _facts(option: str, arguments: argparse.Namespace, show: Any) -> dict[str, Any]:
+    from . import ahead, targets
 
-    topologies = {name: tpu.topology(name) for name in arguments.tpu}
+    names = getattr(arguments, option)
+    topologies = {name: targets.BY_OPTION[option](name) for name in names}
     return {
         "topologies": {
-            name: tpu.measure(topology, arguments.quick, show)
-            for name, topology in topologies.items()
+            name: ahead.measure(devices, arguments.quick, show)
+            for name, devices in topologies.items()
         }
     }
+
+
+def _needed_for(option: str) -> str:
+    from .targets import light_list
+
+    return NEEDED[option].format(light=" ".join(light_list()))
 
 
 def _measured(arguments: argparse.Namespace, show: Any) -> dict[str, Any]:
@@ -121,10 +144,18 @@ def _measured(arguments: argparse.Namespace, show: Any) -> dict[str, Any]:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     quick, named = arguments.quick, arguments.rows
     seconds = 0.5 if quick else 3.0
-    shapes = arguments.shapes or [*(QUICK if quick else SHAPES), TRAINING]
+    shapes = arguments.shapes or [*(_quick_shapes() if quick else SHAPES), TRAINING]
     limits = () if named else (seconds / 3, 1.5 * seconds, 6 * seconds)
     budget = cells.Budget(*limits)
-    found: dict[str, Any] = {"settings": {"seconds_for_rounds": seconds}, "shapes": {}}
+    absent = {
+        name: " and ".join(row.packages)
+        for name, row in ROWS.items()
+        if not named and not installed(row)
+    }
+    found: dict[str, Any] = {
+        "settings": {"seconds_for_rounds": seconds, "not_installed": absent},
+        "shapes": {},
+    }
     for name in shapes:
         with show(name, 100) as on_step:
 
@@ -140,6 +171,13 @@ def _measured(arguments: argparse.Namespace, show: Any) -> dict[str, Any]:
                 leaves, [row for row in ROWS if row in rows], seconds, budget, on_part
             )
     return found
+
+
+def _quick_shapes() -> tuple[str, ...]:
+    """Returns a few shapes, with one that is limited by memory where that is quick."""
+    import jax
+
+    return QUICK if jax.default_backend() == "cpu" else (*QUICK, "1e8")
 
 
 def _default_rows(leaves: list[tuple[int, ...]], quick: bool) -> list[str]:

@@ -32,6 +32,9 @@ def show(found: dict[str, Any]) -> None:
     shapes = {name: s["rows"] for name, s in found["shapes"].items() if "rows" in s}
     if len(shapes) > 1:
         console.print(*ratio_tables(f"time / time of {BASE}", _ratios(shapes)))
+    absent = found.get("settings", {}).get("not_installed", {})
+    for row, packages in absent.items():
+        console.print(f"{row} left out: {packages} not installed", style="dim")
     for note in (
         "ms: median of a step, update and application, in place; ±: half the range "
         "that half of the rounds are in",

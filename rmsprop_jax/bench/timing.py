@@ -5,10 +5,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-SHORTEST = 2e-3
-"""Seconds of a sample at least: shorter steps are taken several times."""
+SHORTEST = {"cpu": 2e-3}
+"""Seconds of a sample at least, by platform: shorter steps are taken several times."""
+
+SHORTEST_ELSEWHERE = 20e-3
+"""To start steps on an accelerator, and to wait for them, takes tens of microseconds.
+"""
 
 PAUSE = 1e-3
 """Seconds before a sample, in which another framework's threads stop spinning."""
@@ -47,10 +52,11 @@ def measure(
       on_part: told which part of the rounds is done.
     """
     calls = {}
+    shortest = SHORTEST.get(jax.default_backend(), SHORTEST_ELSEWHERE)
     for name, row in running.items():
         first = _sample(row, 1)  # slower, but of a long step it says enough
-        once = first if first > 50 * SHORTEST else _sample(row, 1)
-        calls[name] = int(np.clip(np.ceil(SHORTEST / once), 1, 1000))
+        once = first if first > 50 * shortest else _sample(row, 1)
+        calls[name] = int(np.clip(np.ceil(shortest / once), 1, 1000))
     samples: dict[str, list[float]] = {name: [] for name in running}
     began, done, count = time.perf_counter(), 0, rounds[1]
     while done < count:

@@ -1,14 +1,13 @@
 """`Checkpoints`: what a user calls."""
 
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from . import _leaves
-from ._reading import Restored, newest_whole, read, steps_in
+from .. import _checks
+from . import _arguments, _leaves
+from ._reading import Restored, newest, steps_in
 from ._writing import Writer
 
 
@@ -31,7 +30,9 @@ class Checkpoints:
         counts by its text). None checks nothing.
 
     Raises:
-      ValueError: if an argument is out of its range.
+      TypeError: if an argument is of the wrong kind.
+      ValueError: if an argument is out of its range, or `folder` is the address of a
+        bucket: what is mounted renames a folder at once, and object stores do not.
       NotADirectoryError: if `folder` is a file.
 
     Example:
@@ -61,19 +62,9 @@ class Checkpoints:
         keep: int = 3,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        if "://" in os.fspath(folder):
-            raise ValueError(
-                f"`folder` must be a path, got {os.fspath(folder)!r}: mount the bucket."
-            )
-        if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
-            raise ValueError(f"`keep` must be an integer of at least 1, got {keep!r}.")
-        self._folder = Path(folder).absolute()
-        if self._folder.exists() and not self._folder.is_dir():
-            raise NotADirectoryError(f"`folder` must be a folder; {folder} is a file.")
-        self._keep = keep
-        self._settings = None
-        if settings is not None:  # as they will be when they were read
-            self._settings = json.loads(json.dumps(dict(settings), default=str))
+        self._folder = _arguments.folder(folder)
+        self._keep = _checks.integer("keep", keep, 1, _arguments.MOST_STEPS)
+        self._settings = _arguments.settings(settings)
         self._writer: Writer | None = None
         self._damaged: list[int] = []
 
@@ -88,28 +79,29 @@ class Checkpoints:
         """Begins to write a checkpoint, when the one before is complete.
 
         Args:
-          step: a number greater than those of the checkpoints that there are.
+          step: an integer, at least 0 and greater than those of the checkpoints that
+            there are; NumPy's and JAX's integers are accepted.
           params: the parameters and all else that the run has in arrays: any tree, or
             an NNX model.
           opt_state: the optimizer's state: any tree, or an `nnx.Optimizer`.
-          position: where the data are: what JSON can hold.
+          position: where the data are: what JSON can hold, and NumPy's and JAX's
+            scalars, which come back as Python's; tuples come back as lists.
 
         Raises:
           OSError: if a checkpoint, this one or the last, could not be written. Those
             before are as they were; if it was the last, this one is not begun.
-          ValueError: if there is a checkpoint of this step or a later one, or two
-            leaves have one name.
-          TypeError: if `position` is not what JSON can hold.
+          ValueError: if there is a checkpoint of this step or a later one, `step` is
+            negative, or two leaves have one name.
+          TypeError: if `step` is no integer, `position` is not what JSON can hold, or
+            a leaf is no array and no number; the error names it, and nothing is
+            written.
         """
-        rest = {"position": position, "settings": self._settings}
-        try:
-            json.dumps(rest)
-        except (TypeError, ValueError) as error:
-            message = f"`position` must be what JSON can hold: {error}."
-            raise TypeError(message) from error
+        step = _checks.integer("step", step, 0, _arguments.MOST_STEPS)
+        rest = {"position": _arguments.position(position), "settings": self._settings}
         trees = {"params": params, "opt_state": opt_state}
-        trees = {key: _leaves.state_of(tree) for key, tree in trees.items()}
-        arrays = _leaves.to_write(_leaves.named(trees))
+        leaves = _leaves.named({k: _leaves.state_of(tree) for k, tree in trees.items()})
+        _leaves.check(leaves)
+        arrays = _leaves.to_write(leaves)
         if self._writer is None:
             self._writer = Writer(self._folder, self._keep, self._damaged)
             self._damaged = []
@@ -131,6 +123,9 @@ class Checkpoints:
             they were; the values do not matter. An NNX model is changed in place.
           opt_state: likewise, usually `tx.init(params)` or an `nnx.Optimizer`.
 
+        Beside a process that writes, a folder may go while it is read, because a newer
+        one is complete: that one is then read.
+
         Warns:
           UserWarning: if a newer one is damaged. The next `save` renames it.
 
@@ -139,10 +134,10 @@ class Checkpoints:
             has other leaves, shapes or dtypes. Nothing is restored in part.
         """
         self.wait()
-        step, self._damaged = newest_whole(self._folder)
-        if step is None:
-            return None
-        return read(self._folder / str(step), params, opt_state, self._settings)
+        restored, self._damaged = newest(
+            self._folder, params, opt_state, self._settings
+        )
+        return restored
 
     def wait(self) -> None:
         """Waits until the last checkpoint is complete.

@@ -57,6 +57,15 @@ def damage(folder: Path) -> str | None:
     return f"{changed[0]} is not what was written" if changed else None
 
 
+def missing(folder: Path) -> bool:
+    """Whether a file that a folder's digests list is not there."""
+    try:
+        lines = (folder / NAME).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return True
+    return not all((folder / line.partition("  ")[2]).is_file() for line in lines)
+
+
 def _names(folder: Path) -> Iterator[str]:
     """Yields the files of a checkpoint; not hidden ones, which others may leave."""
     for path in sorted(folder.rglob("*")):

@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tensorstore
 from flax import nnx
+from jax.core import Tracer
 
 from .._leaves import name_of
 
@@ -34,6 +36,55 @@ def named(trees: Mapping[str, Any]) -> dict[Name, Any]:
         dotted.add(".".join(name))
         leaves[name] = leaf
     return leaves
+
+
+def check(leaves: Mapping[Name, Any], *, with_values: bool = True) -> None:
+    """Raises for the first leaf that a checkpoint cannot hold.
+
+    Args:
+      leaves: the leaves by name.
+      with_values: whether a shape without values is such a leaf.
+
+    Raises:
+      TypeError: with the leaf's name, what it is and what to do.
+      RuntimeError: if an array was donated or deleted.
+    """
+    for name, leaf in leaves.items():
+        reason = _unwritable(leaf, with_values)
+        if reason:
+            raise TypeError(f"{'.'.join(name)} {reason}")
+        if with_values and isinstance(leaf, jax.Array) and leaf.is_deleted():
+            raise RuntimeError(
+                f"{'.'.join(name)} is an array that was deleted, or donated to a "
+                "compiled function: give what that function returned."
+            )
+
+
+def _unwritable(leaf: Any, with_values: bool) -> str | None:
+    if isinstance(leaf, Tracer):
+        return "is traced: call this outside of `jax.jit`, `jax.grad` and the like."
+    if _is_abstract(leaf):
+        return "is a shape without values: give an array." if with_values else None
+    if _is_key(leaf):
+        return None
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    if not isinstance(
+        leaf, jax.Array | np.ndarray | np.generic | complex | int | float
+    ):
+        what = f"is a {type(leaf).__name__}, {str(leaf)[:60]!r}"
+    elif not (jnp.issubdtype(dtype, np.number) or np.dtype(dtype).kind == "b"):
+        what = f"has dtype {dtype}"
+    else:
+        try:
+            tensorstore.dtype(dtype)
+        except (TypeError, ValueError):
+            return f"has dtype {dtype}, which Orbax cannot write: give another."
+        return None
+    return (
+        f"{what}: a checkpoint holds arrays and numbers. Save the arrays alone, of an "
+        "Equinox model `eqx.filter(model, eqx.is_array)`, and keep the rest in the "
+        "code or in `position`."
+    )
 
 
 def to_write(leaves: Mapping[Name, Any]) -> dict[str, Any]:

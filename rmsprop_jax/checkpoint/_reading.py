@@ -1,5 +1,7 @@
 """Finds the newest checkpoint that is whole, and reads it if it fits."""
 
+import json
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +19,8 @@ from . import _digests, _leaves
 ARRAYS, REST = "state", "position"  # the two folders of a checkpoint
 
 _NONE, _ALL_DAMAGED = -1, -2
+_STEP = re.compile("0|[1-9][0-9]*")  # as they are written; 007 is not ours
+_LOOKS = 100  # at a folder whose checkpoints go away while they are read
 
 
 class Restored(NamedTuple):
@@ -40,11 +44,47 @@ def steps_in(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     names = [path.name for path in folder.iterdir() if path.is_dir()]
-    return sorted(int(name) for name in names if name.isdecimal())
+    return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
 
-def newest_whole(folder: Path) -> tuple[int | None, list[int]]:
-    """Returns the step of the newest checkpoint that is whole, and those damaged.
+def newest(
+    folder: Path, params: Any, opt_state: Any, settings: Any
+) -> tuple[Restored | None, list[int]]:
+    """Returns the newest checkpoint that is whole, and the steps of those damaged.
+
+    A writer beside this process removes a checkpoint when a newer one is complete.
+    So where something is amiss and the steps are others than before, it looks again.
+
+    Raises:
+      ValueError: if there are checkpoints, and none is whole or the newest that is
+        whole does not fit.
+    """
+    for _ in range(_LOOKS):
+        steps = steps_in(folder)
+        try:
+            step, damaged = _newest_whole(folder, steps)
+            if step is None:
+                return None, []
+            path = folder / str(step)
+            found = read(path, params, opt_state, settings)
+            if _digests.missing(path):  # removed while it was read
+                raise FileNotFoundError(path)
+        except Exception:
+            if jax.process_count() > 1 or steps_in(folder) == steps:
+                raise
+            continue
+        if damaged and jax.process_count() == 1 and steps_in(folder) != steps:
+            continue
+        _warn(folder, step, damaged)
+        return placed(found, params, opt_state), list(damaged)
+    raise ValueError(
+        f"The checkpoints in {folder} went away {_LOOKS} times while they were read, "
+        "because newer ones were complete: keep more than one, or save less often."
+    )
+
+
+def _newest_whole(folder: Path, steps: list[int]) -> tuple[int | None, dict[int, str]]:
+    """Returns the newest step that is whole, and what is wrong with those after it.
 
     The first process of several looks; all return the same step, the others no more.
 
@@ -54,27 +94,36 @@ def newest_whole(folder: Path) -> tuple[int | None, list[int]]:
     damaged: dict[int, str] = {}
     chosen = _NONE
     if jax.process_index() == 0:
-        for step in reversed(steps_in(folder)):
+        for step in reversed(steps):
             reason = _digests.damage(folder / str(step))
             chosen = _ALL_DAMAGED if reason else step
             if reason is None:
                 break
             damaged[step] = reason
     if jax.process_count() > 1:
-        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
-    said = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+        bits = np.frombuffer(np.int64(chosen).tobytes(), np.uint8)  # JAX has no int64
+        bits = np.asarray(multihost_utils.broadcast_one_to_all(bits), np.uint8)
+        chosen = int(np.frombuffer(bits.tobytes(), np.int64)[0])
     if chosen == _ALL_DAMAGED:
-        raise ValueError(f"No checkpoint in {folder} is whole. {said}.")
+        raise ValueError(f"No checkpoint in {folder} is whole. {_said(damaged)}.")
+    return (None if chosen == _NONE else chosen), damaged
+
+
+def _said(damaged: Mapping[int, str]) -> str:
+    return "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+
+
+def _warn(folder: Path, step: int, damaged: Mapping[int, str]) -> None:
     if damaged:
         warnings.warn(
-            f"Damaged checkpoint in {folder} ({said}): that of step {chosen} is used.",
-            stacklevel=3,
+            f"Damaged checkpoint in {folder} ({_said(damaged)}): that of step {step} "
+            "is used.",
+            stacklevel=4,
         )
-    return (None if chosen == _NONE else chosen), list(damaged)
 
 
 def read(path: Path, params: Any, opt_state: Any, settings: Any) -> Restored:
-    """Returns the checkpoint in a folder, in the form of the trees that are given.
+    """Returns the checkpoint in a folder, in the trees of those that are given.
 
     Raises:
       ValueError: if it does not fit these, or is of other settings.
@@ -84,22 +133,30 @@ def read(path: Path, params: Any, opt_state: Any, settings: Any) -> Restored:
     _check_settings(path, rest["settings"], settings)
     given = {"params": params, "opt_state": opt_state}
     trees = {key: _leaves.state_of(tree) for key, tree in given.items()}
-    wanted = _leaves.to_read(_leaves.named(trees))
+    leaves = _leaves.named(trees)
+    _leaves.check(leaves, with_values=False)
+    wanted = _leaves.to_read(leaves)
     handler = ocp.StandardCheckpointHandler()
     _check_fit(path, handler.metadata(epath.Path(path / ARRAYS)).tree, wanted)
     with ocp.Checkpointer(handler) as reader:
         arguments = ocp.args.StandardRestore(wanted)
         found = reader.restore(path / ARRAYS, args=arguments)
     trees = _leaves.replaced(trees, found)
-    for key, tree in given.items():
-        if isinstance(tree, nnx.Pytree):
-            nnx.update(tree, trees[key])
-            trees[key] = tree
     return Restored(int(path.name), **trees, position=rest["position"])
 
 
+def placed(found: Restored, params: Any, opt_state: Any) -> Restored:
+    """Returns what was read, with NNX objects changed in place and in its place."""
+    for name, tree in {"params": params, "opt_state": opt_state}.items():
+        if isinstance(tree, nnx.Pytree):
+            nnx.update(tree, getattr(found, name))
+            found = found._replace(**{name: tree})
+    return found
+
+
 def _check_settings(path: Path, saved: Any, settings: Any) -> None:
-    if settings is None or saved == settings:
+    texts = [json.dumps(x, sort_keys=True) for x in (saved, settings)]  # NaN is NaN
+    if settings is None or texts[0] == texts[1]:
         return
     saved = saved or {}
     differing = "; ".join(

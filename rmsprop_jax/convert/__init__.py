@@ -2,9 +2,10 @@
 
 `load` reads the state of a torch, timm, Stable-Baselines3, bitsandbytes, Keras, TF1 or
 Optax run for a tree of parameters and returns it for the matching dialect, with the
-hyperparameters; `save` and `export` go back; `translate` goes from one dialect to
-another, and `migrate` from one transformation of a run to another. `torch_to_flax` and
-`same` are rules for names and layouts.
+hyperparameters; `resume` fills a model's optimizer with it. `save` and `export` go
+back; `translate` goes from one dialect to another, and `migrate` from one
+transformation of a run to another. `torch_to_flax` and `same` are rules for names and
+layouts.
 """
 
 from ._api import Restored as Restored
@@ -16,4 +17,5 @@ from ._names import Place as Place
 from ._names import same as same
 from ._names import torch_to_flax as torch_to_flax
 from ._record import Group as Group
+from ._resume import resume as resume
 from ._translate import translate as translate

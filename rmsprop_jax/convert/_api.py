@@ -24,6 +24,7 @@ from ._record import (
     path_name,
     present,
 )
+from ._resume import tree_of
 from ._sources import check_suffix, content_of, default_rule, module_of, read
 
 
@@ -41,6 +42,8 @@ class Restored(NamedTuple):
       step: how many updates were done; None if the source does not say.
       groups: the parameter groups, for `save`.
       places: what went where: each leaf's path, and its place in the file.
+      left_out: what the source has besides and is not taken over, in words.
+      assumed: what the source does not say and is taken for granted, in words.
     """
 
     state: Any
@@ -51,6 +54,8 @@ class Restored(NamedTuple):
     step: int | None
     groups: tuple[Group, ...]
     places: list[tuple[str, Place]]
+    left_out: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
 
 def load(
@@ -73,7 +78,8 @@ def load(
         torch, and executes no pickled code), .safetensors (those, or ours), .keras or
         .weights.h5, the prefix of a TF1 checkpoint, .msgpack or .npz (Optax); or the
         content of one, such as torch's `optimizer.state_dict()`, or an Optax state.
-      params: the parameters, or their `jax.ShapeDtypeStruct`s: any tree.
+      params: the parameters, or their `jax.ShapeDtypeStruct`s: any tree, a Flax NNX
+        model or a Linen `TrainState`.
       framework: the name of the dialect; by default as the source shows.
       rule: which entry belongs to which leaf: `torch_to_flax` or `same`, perhaps with
         arguments, or a dictionary from paths to names.
@@ -87,10 +93,8 @@ def load(
 
     Returns:
       A `Restored`: ``state`` goes on under ``optimizer``, which is the dialect with
-      ``hyperparameters``. In Flax NNX, after ``optimizer = nnx.Optimizer(model,
-      restored.optimizer, wrt=nnx.Param)``: ``nnx.update(optimizer.opt_state,
-      nnx.state(restored.state))``, and ``params`` is ``nnx.as_pure(nnx.state(model,
-      nnx.Param))``. In Linen: ``train_state.replace(opt_state=restored.state)``.
+      ``hyperparameters``. `resume` fills a Flax NNX model's optimizer or a Linen
+      `TrainState` with it.
 
     Raises:
       ValueError: if the source is not such a state, does not fit the parameters, or
@@ -113,6 +117,7 @@ def load(
       >>> restored.state[0].nu["fc"]["kernel"].shape
       (3, 2)
     """
+    params = tree_of(params)
     record = read(source, framework, names, hyperparameters)
     record = record if step is None else record._replace(step=step)
     default = same() if record.is_ours else default_rule(record.dialect)
@@ -135,6 +140,8 @@ def load(
         step=record.step,
         groups=record.groups,
         places=places,
+        left_out=record.left_out,
+        assumed=record.assumed,
     )
 
 
@@ -179,10 +186,12 @@ def export(
       >>> there["state"][0]["square_avg"].shape
       (2, 3)
     """
+    params = tree_of(params)
     record = drained(state, params, dialect, hyperparameters)
     if dialect == "optax":
         return _as_optax(record, params)
-    module, content = module_of(dialect), content_of(like, dialect)
+    content = content_of(like, dialect)
+    module = module_of(dialect, content)
     return module.to_dict(_named(record, params, rule, names, content), content)
 
 
@@ -229,7 +238,7 @@ def save(
       >>> convert.load(path, params).dialect
       'keras'
     """
-    path = Path(target)
+    path, params = Path(target), tree_of(params)
     record = drained(state, params, dialect, hyperparameters)
     torch_like = dialect in _torch.DIALECTS and (like is not None or names is not None)
     if path.suffix == ".safetensors" and not torch_like:
@@ -245,6 +254,7 @@ def save(
             temporary.write_bytes(flax.serialization.to_bytes(native))
     else:
         content = content_of(like, dialect)
+        module = module_of(dialect, content)
         named = _named(record, params, rule, names, content)
         module.save(path, module.to_dict(named, content))
 

@@ -1,12 +1,17 @@
-"""Files that are complete or not there."""
+"""Files that are complete or not there, and no larger than they say."""
 
 import contextlib
 import importlib
+import io
 import os
 import tempfile
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+# Unpacked, a file may have this many times its bytes, or this many bytes at all.
+GROWTH, SMALL = 20, 1 << 26
 
 
 @contextlib.contextmanager
@@ -17,10 +22,16 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
       FileNotFoundError: if the folder is not there.
+      ValueError: if the target is there and is no regular file.
     """
     path = Path(os.path.realpath(target))  # a link stays one
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent}: make it first.")
+    if path.exists() and not path.is_file():
+        raise ValueError(
+            f"{path} is a folder, a pipe or a device; only regular files are replaced: "
+            "give another path."
+        )
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
@@ -53,6 +64,57 @@ def reading(source: str | os.PathLike[str]) -> Iterator[None]:
         raise ValueError(
             f"{Path(source).name} is damaged, or is not what its name says: {reason}"
         ) from error
+
+
+def check_growth(name: str, stored: int, unpacked: int) -> None:
+    """Checks how large a file becomes in memory, before anything in it is unpacked.
+
+    Args:
+      name: the file's name.
+      stored: its bytes.
+      unpacked: the bytes that its headers announce.
+
+    Raises:
+      ValueError: if they are too many for a file of that size.
+    """
+    if unpacked > max(SMALL, GROWTH * stored):
+        raise ValueError(
+            f"{name} has {stored:,} bytes and would become {unpacked:,} in memory, "
+            "which may be an attack: if you trust it, unpack it yourself and pass its "
+            "content."
+        )
+
+
+def check_zip(path: Path) -> None:
+    """Checks how large an archive becomes, if the file is one.
+
+    Raises:
+      ValueError: if it is too large for its file.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        check_growth(path.name, path.stat().st_size, unpacked)
+
+
+def unzipped(archive: zipfile.ZipFile, entry: str) -> bytes:
+    """Returns an archive's entry, and no more bytes than the archive announces."""
+    with archive.open(entry) as file:
+        return file.read(archive.getinfo(entry).file_size)
+
+
+def rezipped(path: Path, old: bytes, new: Mapping[str, bytes]) -> None:
+    """Writes an archive like another one, with other bytes for some of its entries."""
+    with (
+        replacing(path) as temporary,
+        zipfile.ZipFile(io.BytesIO(old)) as archive,
+        zipfile.ZipFile(temporary, "w") as target,
+    ):
+        for entry in archive.infolist():
+            name = entry.filename
+            target.writestr(
+                entry, new[name] if name in new else unzipped(archive, name)
+            )
 
 
 def needed(module: str, what: str, install: str) -> Any:

@@ -101,6 +101,7 @@ def follows_the_rate(trace: str, average: str) -> bool:
 def load(path: Any) -> dict[str, Any]:
     """Returns the nested dictionaries in a file."""
     path = Path(path)
+    _files.check_zip(path)
     try:
         return _nested_in(path)
     except ValueError as error:

@@ -8,38 +8,83 @@ from typing import Any
 import numpy as np
 
 from . import _files
-from ._record import Group, Record, Slots, is_schedule
+from ._record import Group, Record, Slots, is_schedule, maker
 
 _EXTRA = "'rmsprop-jax[convert]'"
 _KEY = "rmsprop_jax"
 
 
 def read(path: Any) -> Record:
-    """Returns the record in a file that `save` wrote."""
-    safetensors = _files.needed("safetensors", f"Reading {Path(path).name}", _EXTRA)
+    """Returns the record in a file that `save` wrote.
+
+    Raises:
+      ValueError: if its description is damaged.
+    """
+    name = Path(path).name
+    safetensors = _files.needed("safetensors", f"Reading {name}", _EXTRA)
     with safetensors.safe_open(Path(path), "np") as file:
-        about = json.loads((file.metadata() or {})[_KEY])
+        about = _described(name, (file.metadata() or {})[_KEY])
         arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     slots, weights = {}, {}
     for key, value in arrays.items():
-        kind, _, name = key.partition("/")
+        kind, _, parameter = key.partition("/")
         if kind == "params":
-            weights[name] = value
-        else:
-            slots[name] = slots.get(name, Slots(value))._replace(**{kind: value})
+            weights[parameter] = value
+        elif kind in Slots._fields:
+            slots.setdefault(parameter, {})[kind] = value
     groups = tuple(
         Group(g["hyperparameters"], tuple(g["names"])) for g in about["groups"]
     )
-    order = [name for group in groups for name in group.names]
+    order = [parameter for group in groups for parameter in group.names]
+    absent = [p for p in order if "nu" not in slots.get(p, {})]
+    unnamed = sorted(slots.keys() - set(order))
+    if absent or unnamed or len(set(order)) != len(order):
+        raise ValueError(
+            f"{name} is damaged: its description and its arrays do not agree "
+            f"({', '.join(absent + unnamed) or 'a parameter stands there twice'})."
+        )
     return Record(
         about["dialect"],
         about["step"],
         groups,
-        {name: slots[name] for name in order},
+        {parameter: Slots(**slots[parameter]) for parameter in order},
         tuple(about["missing"]),
         weights,
         about["is_ours"],
     )
+
+
+def _described(name: str, text: str) -> dict[str, Any]:
+    """Returns the description in a file, whose parts are of the types they should be.
+
+    Raises:
+      ValueError: if it is damaged.
+    """
+    try:
+        about = json.loads(text)
+        is_whole = (
+            isinstance(about["dialect"], str)
+            and (about["step"] is None or type(about["step"]) is int)
+            and type(about["is_ours"]) is bool
+            and all(isinstance(word, str) for word in about["missing"])
+            and all(
+                isinstance(group["hyperparameters"], dict)
+                and all(isinstance(parameter, str) for parameter in group["names"])
+                for group in about["groups"]
+            )
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{name} is damaged: its description lacks {error}. Copy it again from "
+            "where it was saved."
+        ) from error
+    if not is_whole or not about["groups"]:
+        raise ValueError(
+            f"{name} is damaged: parts of its description are not of their type. Copy "
+            "it again from where it was saved."
+        )
+    maker(about["dialect"])  # or says which dialects there are
+    return about
 
 
 def save(path: Any, record: Record) -> None:

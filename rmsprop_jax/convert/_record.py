@@ -35,6 +35,8 @@ class Slots(NamedTuple):
     Attributes:
       nu: the average of |g|², without bias where the dialect corrects it; where
         centred, in float64, since the variance is what is left of it without the mean.
+        None for a parameter of the optimizer that has no state yet: frozen, unused or
+        never stepped.
       mu: the average of g where centred, otherwise None.
       momentum: the buffer, in the direction that is taken off; None if there is none.
     """
@@ -65,8 +67,15 @@ class Record(NamedTuple):
       groups: the parameter groups, in order; one for most frameworks.
       slots: the accumulators by the name of the parameter, in its framework's layout.
       missing: hyperparameters that such a file does not hold.
-      weights: the parameters themselves by name, where the file has them.
+      weights: all arrays of the model by name, where the file has them: those that the
+        optimizer trains and others, such as the statistics of BatchNorm. Tied ones are
+        one and the same array.
       is_ours: whether names, layouts and averages are already those of our state.
+      layers: the classes of the layers by the names of their arrays, such as
+        "Conv2DTranspose" for "up/kernel", where the file shows them.
+      left_out: what the source has besides and is not taken over, in words.
+      assumed: what the source does not say and is taken for granted, in words; with
+        `strict` these are errors.
     """
 
     dialect: str
@@ -76,6 +85,9 @@ class Record(NamedTuple):
     missing: tuple[str, ...] = ()
     weights: dict[str, np.ndarray] | None = None
     is_ours: bool = False
+    layers: Mapping[str, str] = {}
+    left_out: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
 
 def names_of(params: Any) -> dict[str, Any]:

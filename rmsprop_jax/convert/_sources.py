@@ -12,9 +12,13 @@ from ._names import Rule, same, torch_to_flax
 from ._record import Record
 
 # Which module reads and writes the files of which dialect.
-_MODULES = {**dict.fromkeys(_torch.DIALECTS, _torch), "keras": _keras, "tf1": _tf1}
+_MODULES: dict[str, Any] = {
+    **dict.fromkeys(_torch.DIALECTS, _torch),
+    **{"keras": _keras, "tf_keras": _keras, "tf1": _tf1},
+}
 _SUFFIXES = {
     ".pt": "torch", ".pth": "torch", ".bin": "torch", ".tar": "torch",
+    ".ckpt": "torch", ".zip": "torch",
     ".keras": "keras", ".h5": "keras", ".index": "tf1",
     ".msgpack": "optax", ".npz": "optax",
 }  # fmt: skip
@@ -46,11 +50,12 @@ def read(
     names = None if names is None else list(names)
     kind, content = _content(source, framework)
     if kind == "ours":
-        return _ours.read(source)
+        with _files.reading(source):
+            return _ours.read(source)
     if module_named(kind) is _torch:
         record = _torch.read(content, framework, names)
     elif kind == "tf1":
-        record = _tf1.read(content, names, given.get("name", "RMSProp"))
+        record = _tf1.read(content, names, given)
     elif kind == "keras":
         record = _keras.read(content, names, given)
     else:
@@ -71,11 +76,16 @@ def content_of(like: Any, dialect: str) -> Any:
     if not isinstance(like, str | os.PathLike):
         return like
     with _files.reading(like):
-        return module_of(dialect).load(like)
+        prefix = _tf1.prefix_of(Path(like))
+        return module_of(dialect).load(like) if prefix is None else _tf1.load(prefix)
 
 
-def module_of(dialect: str) -> Any:
+def module_of(dialect: str, like: Any = None) -> Any:
     """Returns the module that reads and writes the files of a dialect.
+
+    Args:
+      dialect: the dialect.
+      like: the content of such a file: TensorFlow's have optimizers of Keras too.
 
     Raises:
       ValueError: if it has no format of its own.
@@ -84,6 +94,8 @@ def module_of(dialect: str) -> Any:
         raise ValueError(
             f"There is no file format of {dialect!r}: save it as .safetensors."
         )
+    if isinstance(like, Mapping) and _tf1.is_content(like):
+        return _tf1
     return _MODULES[dialect]
 
 
@@ -131,8 +143,11 @@ def _content(source: Any, framework: str | None) -> tuple[str, Any]:
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         with _files.reading(path):
-            usual = _kind_of(path, framework)
-            if framework is not None and not _same_kind(usual, framework):
+            usual, path = _kind_of(path, framework)
+            of_tensorflow = usual == "tf1" and framework in ("keras", "tf_keras")
+            if framework is not None and not (
+                of_tensorflow or _same_kind(usual, framework)
+            ):
                 raise ValueError(
                     f"`framework` is {framework!r}, and {path.name} is a file of "
                     f"{usual}."
@@ -141,18 +156,26 @@ def _content(source: Any, framework: str | None) -> tuple[str, Any]:
     if isinstance(source, Mapping):
         keys = [str(key) for key in source]
         kind = framework or "optax"
-        if {"param_groups", *_torch_files.OPTIMIZERS} & set(keys):
+        if _torch_files.is_content(source):
             kind = "torch"
         elif "variables" in keys:
             kind = "keras"
-        elif any("/RMSProp" in key for key in keys):
+        elif _tf1.is_content(source):
             kind = "tf1"
         return kind, source
     return "optax", _optax.nested(source)
 
 
-def _kind_of(path: Path, framework: str | None) -> str:
-    """Returns what a file is, by its name and beginning, or as the user says."""
+def _kind_of(path: Path, framework: str | None) -> tuple[str, Path]:
+    """Returns what a file is, by its name and content, or as the user says.
+
+    And its path, which for a checkpoint of TensorFlow is its prefix.
+    """
+    prefix = _tf1.prefix_of(path)
+    if prefix is not None:
+        return "tf1", Path(prefix)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {path}.")
     if path.suffix in (".pkl", ".pickle"):
         raise ValueError(
             f"{path.name} is a pickle, which would execute what is in it: load it "
@@ -160,15 +183,15 @@ def _kind_of(path: Path, framework: str | None) -> str:
             ".msgpack."
         )
     if path.suffix == ".safetensors":
-        return "ours" if _ours.is_ours(path) else "torch"
-    if Path(f"{path}.index").exists():
-        return "tf1"
+        return "ours" if _ours.is_ours(path) else "torch", path
     if path.suffix in _SUFFIXES:
-        return _SUFFIXES[path.suffix]
+        return _SUFFIXES[path.suffix], path
+    if (path / "optimizer.pt").exists():
+        return "torch", path
     if framework is None:
         known = ", ".join([".safetensors", *_SUFFIXES])
         raise ValueError(
-            f"{path.name} is none of {known} nor the prefix of a TF1 checkpoint: say "
-            "what it is with `framework`."
+            f"{path.name} is none of {known}, nor a folder of Hugging Face's Trainer "
+            "or a checkpoint of TensorFlow: say what it is with `framework`."
         )
-    return framework
+    return framework, path

@@ -14,7 +14,15 @@ import numpy as np
 from .. import dialects
 from . import _bitsandbytes
 from ._record import Group, Record, Slots, present
-from ._torch_files import MODELS, OPTIMIZERS, SORTED, array, first
+from ._torch_files import (
+    FRAMEWORK,
+    MARKS,
+    SORTED,
+    array,
+    parts_of,
+    plain_names,
+    replaced,
+)
 from ._torch_files import load as load
 from ._torch_files import save as save
 
@@ -37,23 +45,23 @@ def read(
       names: the names of the parameters in the optimizer's order, group after group; by
         default what the groups or the model beside them show.
     """
-    optimizer = content.get(first(content, OPTIMIZERS), content)
-    if not isinstance(optimizer, Mapping) or "param_groups" not in optimizer:
-        raise ValueError(
-            'There is no optimizer state: it has "param_groups", at the top or under '
-            f'"optimizer"; found {", ".join(map(str, content))}.'
-        )
+    at = parts_of(content)
+    optimizer, framework = at.optimizer, framework or content.get(FRAMEWORK)
     groups, state = optimizer["param_groups"], optimizer.get("state", {})
     if not groups:
         raise ValueError("There are no parameters in it: its `param_groups` are empty.")
-    model = content.get(first(content, MODELS))
-    weights = {name: array(value) for name, value in (model or {}).items()}
+    model = {k: v for k, v in at.model.items() if hasattr(v, "shape")}
+    plain = plain_names(model)
+    weights = {name: array(model[key]) for name, key in plain.items()}
+    names = None if names is None else list(plain_names(names))
+    tied = _tied({name: model[key] for name, key in plain.items()})
     dialect = _dialect_of(groups[0], framework)
     numbers = [number for group in groups for number in group["params"]]
     entries = {number: _entry(state[number]) for number in numbers if number in state}
     shapes = {number: entry["nu"].shape for number, entry in entries.items()}
     is_ordered = not content.get(SORTED, False)
-    named = _names(numbers, shapes, groups, weights, names, is_ordered)
+    learned = {name: value for name, value in weights.items() if name not in tied}
+    named = _names(numbers, shapes, groups, learned, names, is_ordered)
     slots = {}
     for number in numbers:
         if number in entries:
@@ -80,6 +88,11 @@ def read(
         ),
         slots,
         weights={name: weights[name] for name in slots if name in weights},
+        left_out=tuple(
+            f"the entry {key!r}"
+            for key in content
+            if at.optimizer_at and key not in (at.optimizer_at[0], *at.model_at, *MARKS)
+        ),
     )
 
 
@@ -91,8 +104,8 @@ def to_dict(record: Record, like: Mapping[str, Any] | None = None) -> dict[str, 
       like: the content of a file to take the groups and all else from.
     """
     like = like or {}
-    optimizer_key, model_key = first(like, OPTIMIZERS), first(like, MODELS)
-    old = like.get(optimizer_key, like)
+    at = parts_of(like) if like else None
+    old = at.optimizer if at else {}
     numbers = {
         name: i for i, name in enumerate(n for g in record.groups for n in g.names)
     }
@@ -116,14 +129,17 @@ def to_dict(record: Record, like: Mapping[str, Any] | None = None) -> dict[str, 
         for group, was in zip(record.groups, olds, strict=True)
     ]
     optimizer = {"state": state, "param_groups": groups}
-    if not optimizer_key:
+    if at is None or not at.optimizer_at:
         return optimizer
-    content = {k: v for k, v in like.items() if k != SORTED}
-    content[optimizer_key] = optimizer
+    content = replaced(like, at.optimizer_at, optimizer)
     if "step" in content:
         content["step"] = record.step
-    if model_key:
-        content[model_key] = _with_weights(content[model_key], record.weights or {})
+    if at.model_at:
+        plain = plain_names(at.model)
+        weights = {
+            plain.get(n, n): value for n, value in (record.weights or {}).items()
+        }
+        content = replaced(content, at.model_at, _with_weights(at.model, weights))
     return content
 
 
@@ -150,6 +166,14 @@ def _with_weights(
     return {**model, **{name: _as(model[name], value) for name, value in new.items()}}
 
 
+def _tied(model: Mapping[str, Any]) -> set[str]:
+    """Returns the names of tensors that have another name before."""
+    seen: dict[Any, str] = {}
+    for name, tensor in model.items():
+        seen.setdefault(_memory(tensor), name)
+    return model.keys() - seen.values()
+
+
 def _as(old: Any, value: np.ndarray) -> Any:
     """Returns an array in the dtype of the tensor or the array that it replaces."""
     if hasattr(old, "new_tensor"):
@@ -160,7 +184,7 @@ def _as(old: Any, value: np.ndarray) -> Any:
 
 def _memory(tensor: Any) -> Any:
     """Returns what two tensors that are one have in common."""
-    is_tensor = hasattr(tensor, "data_ptr")
+    is_tensor = hasattr(tensor, "data_ptr") and tensor.numel()
     return (tensor.data_ptr(), tensor.shape) if is_tensor else id(tensor)
 
 

@@ -120,9 +120,9 @@ def _convert(arguments: argparse.Namespace) -> tuple[Record, list[tuple[str, Pla
             )
         _ours.save(target, record)
         return record, places
-    module = _sources.module_of(record.dialect)
     _sources.check_suffix(target, record.dialect)
     content = _sources.content_of(arguments.like, record.dialect)
+    module = _sources.module_of(record.dialect, content)
     old = _sources.read(content, record.dialect, None, given)
     names = [name for group in old.groups for name in group.names]
     back = rule if record.is_ours else (lambda path, shape, names: Place(path))
@@ -149,6 +149,9 @@ def _show(record: Record, places: list[tuple[str, Place]], target: str) -> None:
         values = group.hyperparameters.items()
         shown = ", ".join(f"{name}={value}" for name, value in values)
         console.print(f"hyperparameters: {shown}", highlight=False, markup=False)
+    for what, words in (("left out", record.left_out), ("assumed", record.assumed)):
+        if words:
+            console.print(f"{what}: {'; '.join(words)}", highlight=False, markup=False)
     console.print(f"written: {target}", highlight=False, markup=False)
 
 

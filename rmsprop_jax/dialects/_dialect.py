@@ -5,13 +5,15 @@ A dialect is a function from a framework's own arguments to those of `rmsprop`.
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, ParamSpec, TypedDict
 
 import jax
 import numpy as np
 import optax
 
+from .._injection import of_python
 from .._rmsprop import rmsprop
 from .._signature import canonical, factory
 
@@ -38,6 +40,7 @@ _REFUSED = {
 
 def dialect(
     refuses: Mapping[str, str],
+    python_float: Any = float,
 ) -> Callable[
     [Callable[P, dict[str, Any]]], Callable[P, optax.GradientTransformationExtraArgs]
 ]:
@@ -47,10 +50,13 @@ def dialect(
 
     Args:
       refuses: keywords that there is a reason to refuse, with the reason.
+      python_float: what the framework makes of Python floats first, np.float32 or float
+        for nothing; NumPy's and JAX's keep their dtype.
     """
 
     def decorate(native: Callable[P, dict[str, Any]]) -> Any:
-        own = inspect.signature(native).parameters
+        signature = inspect.signature(native)
+        own = signature.parameters
         parameters = [p for p in own.values() if p.kind is not p.VAR_KEYWORD]
         ours = inspect.signature(rmsprop).parameters
         parameters += [
@@ -61,7 +67,18 @@ def dialect(
 
         @functools.wraps(native)
         def build(*args: P.args, **kwargs: P.kwargs) -> Any:
-            arguments = native(*args, **kwargs)
+            if args and _are_parameters(args[0]):
+                call = f"{native.__name__}({', '.join(f'{k}=…' for k in kwargs)})"
+                raise TypeError(
+                    f"The first argument is a {type(args[0]).__name__}, as of "
+                    f"parameters: leave it out, tx = dialects.{call}; the parameters "
+                    "are what tx.init(params) gets."
+                )
+            call = signature.bind(*args, **kwargs)
+            call.apply_defaults()  # these are Python floats, too
+            rounded = partial(of_python, python_float)
+            named = {name: rounded(x) for name, x in call.kwargs.items()}
+            arguments = native(*map(rounded, call.args), **named)  # pyright: ignore
             before = arguments.pop("before", None)
             try:
                 transformation = rmsprop(**arguments)
@@ -73,9 +90,18 @@ def dialect(
                 else optax.chain(before, transformation)
             )
 
-        return factory(build, parameters, {**_REFUSED, **refuses})
+        build.__signature__ = inspect.Signature(  # pyright: ignore
+            parameters, return_annotation=optax.GradientTransformationExtraArgs
+        )
+        return factory(build, {**_REFUSED, **refuses}, python_float=python_float)
 
     return decorate
+
+
+def _are_parameters(value: Any) -> bool:
+    """Whether a first argument is what other frameworks take there."""
+    several = (Iterator, list, tuple, Mapping)
+    return isinstance(value, several) or hasattr(value, "parameters")
 
 
 def is_zero(value: Any) -> bool:
@@ -91,14 +117,14 @@ def unless_zero(value: Any) -> Any:
 def as_float32(value: Any) -> Any:
     """Rounds a hyperparameter, or what a schedule returns, to float32."""
     if callable(value):
-        return lambda count: as_float32(value(count))
+        return functools.wraps(value)(lambda count: as_float32(value(count)))
     if isinstance(value, jax.Array):
         return value.astype(np.float32)
     return np.float32(value) if isinstance(value, int | float | np.ndarray) else value
 
 
 def _in_native_names(message: str, own: Mapping[str, Any]) -> str:
-    for name in own:
-        message = message.replace(f"`{canonical(name)}`", f"`{name}`")
-        message = message.replace(f"`{canonical(name)}(0)`", f"`{name}(0)`")
+    for ours, name in {canonical(n): n for n in reversed([*own])}.items():  # the first
+        message = message.replace(f"`{ours}`", f"`{name}`")
+        message = message.replace(f"`{ours}(0)`", f"`{name}(0)`")
     return message

@@ -1,14 +1,13 @@
 """The dialects of JAX's own libraries."""
 
-from collections.abc import Callable
 from typing import Any, Unpack
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from optax import ScalarOrSchedule as Rate
 
 from ..decay import Weights, debiased
 from ._dialect import Options, dialect, is_zero, unless_zero
-
-Rate = float | Callable[[Any], Any]
 
 
 @dialect(
@@ -59,12 +58,12 @@ def jax_example(
 @dialect({"weight_decay": "optax.rmsprop has none: chain optax.add_decayed_weights"})
 def optax(
     learning_rate: Rate,
-    decay: float = 0.9,
-    eps: float = 1e-8,
-    initial_scale: float = 0.0,
+    decay: ArrayLike = 0.9,
+    eps: ArrayLike = 1e-8,
+    initial_scale: ArrayLike = 0.0,
     eps_in_sqrt: bool = True,
     centered: bool = False,
-    momentum: float | None = None,
+    momentum: ArrayLike | None = None,
     nesterov: bool = False,
     bias_correction: bool = False,
     **options: Unpack[Options],

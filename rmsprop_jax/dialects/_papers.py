@@ -3,6 +3,7 @@
 import inspect
 from typing import Any, Unpack
 
+import numpy as np
 import optax
 
 from ._dialect import Options, dialect, unless_zero
@@ -118,7 +119,7 @@ def nature_dqn(
     )
 
 
-@dialect({})
+@dialect({}, python_float=np.float32)
 def impala(
     learning_rate: Rate = 0.00048,
     decay: float = 0.99,

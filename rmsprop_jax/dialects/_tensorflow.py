@@ -4,6 +4,7 @@ from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -18,7 +19,8 @@ Rate = optax.ScalarOrSchedule
     {
         "nesterov": "TF1's RMSPropOptimizer has plain momentum",
         "weight_decay": "TF1's RMSPropOptimizer has none: add it to the loss",
-    }
+    },
+    python_float=np.float32,
 )
 def tf1(
     learning_rate: Rate,
@@ -34,9 +36,9 @@ def tf1(
 
     {equation}
 
-    1 − decay is taken after decay was rounded to the dtype of the variable. TF1 makes
-    float32 of Python floats, also for variables in float64: pass np.float32(0.9) for
-    what it does with 0.9 there.
+    1 − decay is taken after decay was rounded to the dtype of the variable. As in TF1,
+    a Python float is float32, also for variables in float64: pass np.float64(0.9) there
+    where TF1 got a constant in float64.
 
     Args:
       learning_rate: a number or an Optax schedule.
@@ -110,8 +112,10 @@ def keras(
       use_ema, loss_scale_factor, gradient_accumulation_steps: have to be off; Optax has
         `optax.ema`, Flax its dynamic loss scale, and Optax `optax.MultiSteps`.
       ema_momentum, ema_overwrite_frequency, name: no effect here.
-      backend: what Keras runs on; TensorFlow rounds `weight_decay` to float32, which
-        shows in float64 only.
+      backend: what Keras runs on. TensorFlow rounds `weight_decay` to float32, which
+        shows in float64 only. torch multiplies the parameters by 1 − learning_rate ·
+        weight_decay, rounded to the dtype of the learning rate: in float32 that is 1,
+        and so no decay, where the product is less than 3e-8.
       {shared}
 
     Example:
@@ -144,6 +148,9 @@ def keras(
             f"`backend` must be 'tensorflow', 'jax' or 'torch', got {backend!r}."
         )
     rate = weight_decay if weight_decay is None else unless_zero(weight_decay)
+    mode = "decoupled"
+    if backend == "torch" and rate is not None:
+        rate, mode = _left_by_factor(learning_rate, rate), "independent"
     return dict(
         before=_clipping(clipvalue, clipnorm, global_clipnorm, alone=True),
         learning_rate=learning_rate,
@@ -152,7 +159,7 @@ def keras(
         centered=centered,
         momentum=unless_zero(momentum),
         weight_decay=as_float32(rate) if backend == "tensorflow" else rate,
-        weight_decay_mode="decoupled",
+        weight_decay_mode=mode,
         **options,
     )
 
@@ -222,18 +229,17 @@ def tf_keras(
             "is inside the root depends on it. In optax.inject_hyperparams, pass "
             'static_args="momentum".'
         )
-    if isinstance(momentum, jax.Array):
-        momentum = float(momentum)
-    _checks.number("decay", decay, "finite and at least 0")
+    off = is_zero(float(momentum) if isinstance(momentum, jax.Array) else momentum)
+    _checks.hyperparameter("decay", decay, "finite and at least 0")
     rate = as_float32(learning_rate if lr is None else lr)
     return dict(
         before=_clipping(clipvalue, clipnorm, global_clipnorm, alone=False),
         learning_rate=rate if is_zero(decay) else _over_time(rate, as_float32(decay)),
         decay=_rounded_first("rho", as_float32(rho)),
         eps=1e-7 if epsilon is None or is_zero(epsilon) else epsilon,
-        eps_in_sqrt=not is_zero(momentum),
+        eps_in_sqrt=not off,
         centered=centered,
-        momentum=as_float32(unless_zero(momentum)),
+        momentum=None if off else as_float32(momentum),
         **options,
     )
 
@@ -305,10 +311,34 @@ def paddle(
     )
 
 
-def _rounded_first(name: str, decay: Any) -> Schedule:
+def _rounded_first(name: str, decay: Any) -> Schedule | Weights:
     """Returns a decay, number or schedule, rounded before 1 − decay is taken of it."""
-    _checks.number(name, decay, "in [0, 1)", or_schedule=True)
-    return lambda count: Weights(keep=decay(count) if callable(decay) else decay)
+    _checks.hyperparameter(name, decay, "in [0, 1)", or_schedule=True)
+    if callable(decay):
+        return lambda count: Weights(keep=decay(count))
+    return Weights(keep=decay)
+
+
+def _left_by_factor(learning_rate: Any, weight_decay: Any) -> Any:
+    """Returns what Keras on torch takes off, 1 - (1 - product), rounded twice.
+
+    https://github.com/keras-team/keras/blob/v3.15.1/keras/src/backend/torch/optimizers/torch_optimizer.py#L43
+    """
+    rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    for name, rate in rates.items():
+        accepted = "finite and at least 0" if name == "weight_decay" else "a number"
+        _checks.hyperparameter(name, rate, accepted, or_schedule=True)
+    wide = jax.dtypes.canonicalize_dtype(float)
+
+    def taken_off(count: Any) -> Any:
+        first, second = (
+            rate(count) if callable(rate) else rate for rate in rates.values()
+        )
+        known = not isinstance(first, jax.Array) and not isinstance(second, jax.Array)
+        array = np.asarray if known else jnp.asarray
+        return 1 - (1 - array(first, wide) * array(second, wide))
+
+    return taken_off if any(map(callable, rates.values())) else taken_off(0)
 
 
 def _over_time(rate: Any, decay: Any) -> Any:
@@ -340,7 +370,7 @@ def _clipping(
         ("global_clipnorm", global_clipnorm, optax.clip_by_global_norm),
     ):
         if limit is not None:
-            _checks.number(name, limit, "finite and greater than 0")
+            _checks.hyperparameter(name, limit, "finite and greater than 0")
             steps[name] = make(limit)
     exclusive = [f"`{name}`" for name in steps if alone or name != "clipvalue"]
     if len(exclusive) > 1:

@@ -81,6 +81,10 @@ def sb3(
 
     {equation}
 
+    Stable-Baselines3's A2C uses `torch.optim.RMSprop` unless it is told otherwise, by
+    `policy_kwargs=dict(optimizer_class=RMSpropTFLike)`: that is
+    dialects.torch(7e-4, alpha=0.99, eps=1e-5).
+
     Args:
       lr: the learning rate, a number or an Optax schedule.
       alpha: the decay, in [0, 1).
@@ -93,7 +97,7 @@ def sb3(
     Example:
       >>> import jax.numpy as jnp
       >>> from rmsprop_jax import dialects
-      >>> tx = dialects.sb3(7e-4, alpha=0.99, eps=1e-5)  # A2C's
+      >>> tx = dialects.sb3(7e-4, alpha=0.99, eps=1e-5)
       >>> updates, state = tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
       >>> print(f"{updates[0]:.4f}")  # from v = 1: the first step is the learning rate
       -0.0007
@@ -193,14 +197,21 @@ def timm(
 def _peak(lr: Any, max_lr_snapshot: Any) -> Any:
     """Returns the learning rate that timm's correction compares with."""
     if max_lr_snapshot is None and callable(lr):
-        max_lr_snapshot = lr(0)
-        if any(lr(count) > max_lr_snapshot for count in (1, 10, 100, 1000)):
+        try:
+            max_lr_snapshot = lr(0)
+            rises = any(lr(count) > max_lr_snapshot for count in (1, 10, 100, 1000))
+        except Exception as error:
+            raise ValueError(
+                "`corrected_weight_decay` compares `lr` with its peak, and this "
+                "schedule has no value before a run: pass its peak, `max_lr_snapshot`."
+            ) from error
+        if rises:
             raise ValueError(
                 "`corrected_weight_decay` compares `lr` with its peak, and this "
                 "schedule rises after step 0: pass its peak, `max_lr_snapshot`."
             )
     peak = lr if max_lr_snapshot is None else max_lr_snapshot
-    _checks.number("max_lr_snapshot", peak, "finite and greater than 0")
+    _checks.hyperparameter("max_lr_snapshot", peak, "finite and greater than 0")
     return peak
 
 
@@ -322,7 +333,7 @@ def mlx(
     References:
       mlx.optimizers.RMSprop in MLX 0.32.4.
     """
-    _checks.number("eps", eps, "finite and greater than 0")
+    _checks.hyperparameter("eps", eps, "finite and greater than 0")
     return dict(
         learning_rate=learning_rate, decay=alpha, eps=eps, eps_in_sqrt=False, **options
     )

@@ -14,8 +14,9 @@ def transformation(framework, options, rates=None, hyper_as_python_float=False):
     framework = INDEX["frameworks"][framework]
     if hyper_as_python_float:  # which TF1 takes for float32
         rates = None if rates is None else rates.astype(np.float32)
+    else:  # constants of the variable's dtype, where it has one
         options = {
-            name: np.float32(value) if isinstance(value, float) else value
+            name: np.float64(value) if isinstance(value, float) else value
             for name, value in options.items()
         }
     if rates is not None:

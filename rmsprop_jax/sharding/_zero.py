@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import _checks, _parts, rounding
+from .. import _checks, rounding
+from . import _parts
 from ._zero_state import init_inside, init_outside, names, varying_over
 
 

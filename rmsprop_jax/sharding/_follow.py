@@ -1,11 +1,4 @@
-"""Shardings of an optimizer's state, and ZeRO: every device keeps a part of the state.
-
-Two ways lead past one device. Under `jax.jit`, arrays have shardings and XLA inserts
-what moves between devices: `state_sharding` says how the state of any Optax
-transformation follows the parameters, and `init` makes it there. Inside
-`jax.shard_map`, a program is written for one device: there `zero` sums gradients where
-their part of the state is, and gathers the updates.
-"""
+"""The state of any transformation follows the parameters, under `jax.jit`."""
 
 import math
 from typing import Any
@@ -15,10 +8,7 @@ import optax
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ._placement import axes_of, map_with_owner, sharding_of, spec_of
-from ._zero import clip_by_global_norm as clip_by_global_norm
-from ._zero import zero as zero
-from ._zero_state import zero_state as zero_state
+from .._placement import axes_of, map_with_owner, sharding_of, spec_of
 
 
 def state_sharding(

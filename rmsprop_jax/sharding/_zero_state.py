@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from .._placement import axes_of, map_with_owner, sharding_of, spec_of
 from . import _parts
-from ._placement import axes_of, map_with_owner, sharding_of, spec_of
 
 
 def zero_state(
