@@ -93,7 +93,9 @@ def to_float16(value: jax.Array, bits: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(value), kept, value).astype(jnp.float16)
 
 
-def step_to(p: jax.Array, target: jax.Array, bits: jax.Array, grid: Grid) -> jax.Array:
+def step_to(
+    p: jax.Array, u: jax.Array, target: jax.Array, bits: jax.Array, grid: Grid
+) -> jax.Array:
     """Returns a d on the grid for which the mean of p + d, rounded, is `target`.
 
     It is one of two. From the numbers around the target, below and above, come the d
@@ -101,6 +103,14 @@ def step_to(p: jax.Array, target: jax.Array, bits: jax.Array, grid: Grid) -> jax
     the next d is on the right one. So the two sums enclose the target, and which one it
     is is drawn such that their mean is the target. For |target - p| up to a tenth of
     |p| the two are the target's neighbours.
+
+    Args:
+      p: numbers on the grid, as float32.
+      u: what shall be added to them. It is d itself where the target is beyond the
+        largest number or not finite, for the sum then has to be so too.
+      target: p + u, or what p stands for plus u.
+      bits: random, uint32.
+      grid: of p and d.
     """
     step, per_step = spacing(target, grid)
     scaled = target * per_step
@@ -110,8 +120,10 @@ def step_to(p: jax.Array, target: jax.Array, bits: jax.Array, grid: Grid) -> jax
     high += jnp.where(nearest(p + high, grid) < target, spacing(high, grid)[0], 0)
     first, last = nearest(p + low, grid), nearest(p + high, grid)
     d = jnp.where(uniform(bits) * (last - first) < target - first, high, low)
-    # What is too large, or not finite, shall be so in the sum.
-    return jnp.where(jnp.abs(target) <= grid.largest, d, target)
+    # Next to the largest number one of the two sums, or d itself, may be beyond it.
+    d = jnp.where(last > grid.largest, low, jnp.where(first < -grid.largest, high, d))
+    d = jnp.clip(d, -grid.largest, grid.largest)
+    return jnp.where(jnp.abs(target) <= grid.largest, d, u)
 
 
 def weight(p: jax.Array, remainder: jax.Array, grid: Grid) -> jax.Array:
@@ -121,19 +133,30 @@ def weight(p: jax.Array, remainder: jax.Array, grid: Grid) -> jax.Array:
 
 
 def step_and_remainder(
-    p: jax.Array, target: jax.Array, bits: jax.Array, grid: Grid
+    p: jax.Array, u: jax.Array, target: jax.Array, bits: jax.Array, grid: Grid
 ) -> tuple[jax.Array, jax.Array]:
     """Returns a d on the grid, and what p + d then lacks of `target`, as float32.
 
-    The second is a whole number of parts of the spacing, within a byte, and rounded
-    without bias. Where no d leads next to the target, because p and d nearly cancel,
-    d is that of `step_to` and there is no remainder.
+    The second is a whole number of parts of the spacing, within a byte. A small d leads
+    to the number next to the target, after that was rounded to such parts without bias:
+    the other way round, what is halfway between two numbers would not get across. A
+    large d is itself rounded without bias, for its numbers lie too far apart to choose
+    among those around the target; p + d then lacks only what its own rounding loses.
     """
-    d = nearest(nearest(target, grid) - p, grid)
+    change = target - p
+    step, per_step = spacing(target, grid)
+    parts = jnp.floor(target * (per_step * REMAINDERS) + uniform(bits)) / REMAINDERS
+    # Subnormal numbers lie as far apart as the smallest normal ones.
+    least = 2.0 ** (grid.lowest - grid.mantissa)
+    is_large = spacing(change, grid)[0] >= jnp.maximum(step, 2 * least)
+    d = jnp.floor(parts + 0.5) * step - p
+    d = jnp.where(is_large, stochastic(change, bits, grid), d)
+    is_inside = jnp.abs(target) <= grid.largest
+    d = jnp.where(is_inside, jnp.clip(d, -grid.largest, grid.largest), u)
     landed = nearest(p + d, grid)
-    parts = (target - landed) * (spacing(landed, grid)[1] * REMAINDERS)
-    is_near = jnp.abs(parts) <= REMAINDERS / 2
-    d = jnp.where(is_near, d, step_to(p, target, bits, grid))
-    remainder = jnp.floor(parts + uniform(bits))
-    most = REMAINDERS // 2 - 1
-    return d, jnp.where(is_near, jnp.clip(remainder, -most - 1, most), 0)
+    lacking = jnp.where(is_large, p + d, parts * step) - landed
+    # Above a power of 2 the parts are twice as large as below.
+    lacking *= spacing(landed, grid)[1] * REMAINDERS
+    half = REMAINDERS // 2
+    remainder = jnp.clip(jnp.floor(lacking + uniform(bits << 24)), -half, half - 1)
+    return d, jnp.where(is_inside, remainder, 0)

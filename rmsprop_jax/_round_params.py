@@ -121,6 +121,7 @@ def round_params(
             grid = grid_of(path, p)
             if grid is None:
                 return u, p, remainder
+            _leaves.same_kind("update", u, "parameter", p)
             bits = source(path, "params", p)
             u, remainder = _rounded(bits, u, p, remainder, grid=grid)
             return u, p, remainder
@@ -161,8 +162,8 @@ def _rounded(
     u, p = (jnp.asarray(x).astype(jnp.float32) for x in (u, p))
     bits = source(p + u)
     if remainder is None:
-        return _grid.step_to(p, p + u, bits, grid).astype(dtype), None
+        return _grid.step_to(p, u, p + u, bits, grid).astype(dtype), None
     target = _grid.weight(p, remainder, grid) + u
-    d, remainder = _grid.step_and_remainder(p, target, bits, grid)
+    d, remainder = _grid.step_and_remainder(p, u, target, bits, grid)
     remainder = remainder.astype(jnp.int8)
     return storage.tied(d, remainder).astype(dtype), remainder

@@ -85,23 +85,15 @@ def merge(params: optax.Params, state: Any) -> optax.Params:
       >>> print(params, rounding.merge(params, state))
       [1 1] [0.9996... 0.9996...]
     """
-    remainders: dict[Any, Any] = {}
-    found = False
-    for node in jax.tree.leaves(state, is_leaf=_is_end):
-        if isinstance(node, RoundParamsState):
-            found = True
-            leaves = jax.tree_util.tree_leaves_with_path(node.remainder)
-            remainders.update(leaves)
-        elif _is_end(node):
-            raise ValueError(
-                "`round_params` is not the last element of its chain: what follows "
-                "changes its updates, and small ones are lost. Put it last."
-            )
-    if not found:
+    ends = _ends(state)
+    if not ends:
         raise ValueError(
             "The state has none of `round_params`: there is nothing to merge. Pass the "
             "state of `rmsprop(..., round_params=...)`, or of the whole chain."
         )
+    remainders: dict[Any, Any] = {}
+    for end in ends:
+        remainders.update(jax.tree_util.tree_leaves_with_path(end.remainder))
 
     def merged(path: Any, p: Any) -> Any:
         grid, remainder = grid_of(path, p), remainders.get(path)
@@ -120,9 +112,15 @@ def merge(params: optax.Params, state: Any) -> optax.Params:
     return jax.tree_util.tree_map_with_path(merged, params)
 
 
-def _is_end(node: Any) -> bool:
-    """Whether a part of a state is that of `round_params`, or a chain that goes on."""
-    if isinstance(node, RoundParamsState):
-        return True
-    is_chain = type(node) is tuple
-    return is_chain and any(isinstance(x, RoundParamsState) for x in node[:-1])
+def _ends(state: Any) -> list[RoundParamsState]:
+    """Returns the states of `round_params`, each of which has to end its chain."""
+    if isinstance(state, RoundParamsState):
+        return [state]
+    nodes = jax.tree.leaves(state, is_leaf=lambda x: x is not state)
+    found = [_ends(node) for node in nodes if node is not state]
+    if type(state) is tuple and any(found[:-1]):
+        raise ValueError(
+            "`round_params` is not the last element of its chain: what follows changes "
+            "its updates, and small ones are lost. Put it last."
+        )
+    return [end for ends in found for end in ends]
