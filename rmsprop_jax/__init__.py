@@ -3,6 +3,8 @@
 `rmsprop` is the optimizer, `scale_by_rms` its division alone, `decay` has schedules.
 """
 
+from optax import ScaleByRmsState as ScaleByRmsState
+
 from . import convert as convert
 from . import decay as decay
 from . import diagnostics as diagnostics
@@ -10,8 +12,8 @@ from . import dialects as dialects
 from . import rounding as rounding
 from . import sharding as sharding
 from . import storage as storage
+from ._rms import RmsState as RmsState
 from ._rmsprop import rmsprop as rmsprop
-from ._transform import ScaleByRmsState as ScaleByRmsState
 from ._transform import scale_by_rms as scale_by_rms
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 
-from . import _checks
+from . import _matching
 
 _GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: far apart for steps next to each other
 
@@ -76,7 +76,7 @@ def sources(
       step: the number of the update.
       seed: for runs that shall differ.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_checks.is_none)
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_matching.is_none)
     paths = [jax.tree_util.keystr(path) for path, _ in leaves]
     keyed = [f"{name}{path}" for path in paths for name in names]
     places = {key: np.uint32(index) for index, key in enumerate(keyed)}

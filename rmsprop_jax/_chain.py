@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _bits, _checks, _leaves, _round_params, storage
+from . import _bits, _checks, _leaves, _matching, storage
+from ._placement import placed
 
 
 def scale(rate: Any, sign: int) -> optax.GradientTransformation:
@@ -47,6 +48,11 @@ def momentum(
         zeros = partial(storage.full, value=0, form=form)
         return optax.TraceState(trace=jax.tree.map(zeros, params))
 
+    rounds = storage.is_narrow(form)
+    accumulate = partial(
+        _accumulate_shared if rounds else _accumulate_inlined, nesterov=bool(nesterov)
+    )
+
     def update(
         updates: optax.Updates,
         state: Any,
@@ -56,27 +62,30 @@ def momentum(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.TraceState]:
         del params, extra_args
-        _checks.state_of("momentum", state, optax.TraceState)
+        _matching.state_of("momentum", state, optax.TraceState)
+        _matching.gradients(updates, "trace", state.trace, form.dtype)
         rates = cache(partial(jnp.asarray, momentum))
-        source = _bits.sources(updates, ("momentum",), step, seed)
+        source = None
+        if rounds:
+            source = _bits.sources(updates, ("momentum",), step, seed)
 
-        def leaf(path: Any, u: jax.Array, stored: Any) -> Any:
-            dtype = _leaves.like(u, _leaves.arithmetic_dtype(u, stored))
-            bits = source(path, "momentum", stored)
-            return _accumulate(rates(dtype), bits, u, stored, nesterov=bool(nesterov))
+        def leaf(path: Any, u: jax.Array, p: Any, stored: Any) -> Any:
+            _leaves.same_kind(path, "gradient", u, "momentum", stored)
+            rate = rates(_leaves.like(stored, _leaves.arithmetic_dtype(u, stored)))
+            _matching.fits(path, u, [rate])
+            bits = None if source is None else source(path, "momentum", stored)
+            return accumulate(rate, bits, u, stored)
 
-        steps, trace = _leaves.each(leaf, updates, state.trace)
+        steps, trace = _leaves.each(leaf, updates, None, state.trace)
         return steps, optax.TraceState(trace=trace)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@partial(jax.jit, static_argnames="nesterov")
 def _accumulate(
     momentum: jax.Array, bits: Any, u: Any, stored: Any, *, nesterov: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the step of one leaf, and its buffer, as it is stored."""
-    _leaves.same_kind("gradient", u, "momentum", stored)
     real = _leaves.arithmetic_dtype(u, stored)
 
     def plus(b: jax.Array) -> jax.Array:
@@ -85,6 +94,11 @@ def _accumulate(
     buffer = plus(stored)
     written = storage.write(buffer, stored, bits)
     return storage.tied(plus(buffer) if nesterov else buffer, written), written
+
+
+# As in `_transform`: rounding is traced once for each shape, all else is too short.
+_accumulate_shared = jax.jit(_accumulate, static_argnames="nesterov")
+_accumulate_inlined = jax.jit(_accumulate, static_argnames="nesterov", inline=True)
 
 
 def cautious(
@@ -124,8 +138,7 @@ def add_params(
     def like_update(u: jax.Array, p: Any) -> Any:
         if p is None:
             return None
-        _leaves.same_kind("parameter", p, "gradient", u)
-        return jnp.asarray(p, u.dtype)
+        return jnp.asarray(p, _leaves.like(p, _leaves.arithmetic_dtype(u)))
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
@@ -159,24 +172,24 @@ def _chosen(mask: Any, params: Any) -> Any:
 
 def in_wide_dtype(
     inner: optax.GradientTransformationExtraArgs,
-    step_of: Callable[[Any], Any],
+    *,
+    step_of: Callable[[Any], Any] | None,
     maximize: bool,
     needs_params: str | None,
-    rounds: bool = False,
+    follows: bool,
 ) -> optax.GradientTransformationExtraArgs:
-    """Runs `inner` in float32 or wider, then returns to the dtypes of the gradients.
-
-    Its elements get the number of updates done, which `step_of` finds in the state.
-    `needs_params` names the argument that needs the parameters, if one does, and
-    `rounds` says whether the last element returns updates in their dtypes.
+    """Runs `inner` in float32 or wider, then returns to the dtypes of the caller.
 
     So no step of the chain rounds to a narrow dtype or promotes its state, whatever
     the dtypes of parameters, gradients and hyperparameters are.
-    """
 
-    def widened(g: Any) -> jax.Array:
-        wide = jnp.asarray(g, _leaves.like(g, _leaves.arithmetic_dtype(g)))
-        return -wide if maximize else wide
+    Args:
+      inner: the chain.
+      step_of: finds the number of updates done in the state, for elements that round.
+      maximize: whether to negate the gradients.
+      needs_params: the argument because of which `inner` reads the parameters, if any.
+      follows: whether the state is in float64 only where parameters are.
+    """
 
     def update(
         updates: optax.Updates,
@@ -185,29 +198,22 @@ def in_wide_dtype(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         del extra_args
-        _checks.floating_leaves("gradients", updates)
-        if needs_params is None:
-            params = None
-        elif params is None:
+        if needs_params is not None and params is None:
             raise ValueError(
                 f"`{needs_params}` needs the parameters: call update(gradients, state, "
                 "params)."
             )
-        else:
-            _checks.same_tree("gradients", updates, "params", params)
+        if needs_params is not None:
+            _matching.same_tree("gradients", updates, "params", params)
         steps, state = inner.update(
-            _map(widened, updates), state, params, step=step_of(state)
+            _leaves.widened(updates, negate=maximize),
+            state,
+            None if needs_params is None else params,
+            **({} if step_of is None else {"step": step_of(state)}),
         )
-        if not rounds:
-            narrowed = _map(lambda g, u: u.astype(jnp.result_type(g)), updates, steps)
-            return narrowed, state
+        return _leaves.finished(steps, updates, params, follows=follows), state
 
-        def like_its_parameter(g: Any, u: jax.Array, p: Any) -> jax.Array:
-            return u if _round_params.is_rounded(p) else u.astype(jnp.result_type(g))
-
-        return _map(like_its_parameter, updates, steps, params), state
-
-    return optax.GradientTransformationExtraArgs(storage.placed(inner.init), update)
+    return optax.GradientTransformationExtraArgs(placed(inner.init), update)
 
 
 def _map(function: Callable[..., Any], updates: Any, *rest: Any) -> Any:
@@ -216,5 +222,5 @@ def _map(function: Callable[..., Any], updates: Any, *rest: Any) -> Any:
         lambda u, *others: None if u is None else function(u, *others),
         updates,
         *rest,
-        is_leaf=_checks.is_none,
+        is_leaf=_matching.is_none,
     )

@@ -1,4 +1,4 @@
-"""Which values and trees the package accepts, and errors that name the others."""
+"""Which hyperparameters the package accepts, and errors that name the others."""
 
 import inspect
 from typing import Any
@@ -120,77 +120,11 @@ def flag(name: str, value: Any) -> None:
         raise TypeError(f"`{name}` must be True or False, got {value!r}.")
 
 
-def floating_leaves(what: str, tree: Any) -> None:
-    """Raises for the first leaf of `tree` that is not floating point or complex."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        try:
-            dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
-            accepted = jnp.issubdtype(dtype, jnp.inexact)
-        except TypeError:
-            dtype, accepted = type(leaf).__name__, False
-        if not accepted:
-            raise TypeError(
-                f"{_where(what, path)} has dtype {dtype}; RMSProp accepts floating "
-                "point and complex leaves. Leave others out: optax.masked or "
-                "optax.partition, or `wrt=nnx.Param` in Flax NNX."
-            )
-
-
-def same_tree(what: str, tree: Any, other: str, reference: Any) -> None:
-    """Raises unless `tree` has the leaves of `reference`, of the same shapes.
-
-    None in `tree` stands for a leaf without a value and fits anywhere.
-    """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)
-    try:
-        references = treedef.flatten_up_to(reference)
-    except ValueError:
-        ours = {jax.tree_util.keystr(path) for path, _ in leaves}
-        theirs = {
-            jax.tree_util.keystr(path)
-            for path, _ in jax.tree_util.tree_leaves_with_path(reference)
-        }
-        differences = [
-            f"{label} {', '.join(sorted(names)[:8])}"
-            for label, names in (("missing:", theirs - ours), ("extra:", ours - theirs))
-            if names
-        ] or [f"{treedef} is not {jax.tree.structure(reference)}"]
-        raise ValueError(
-            f"The tree of the {what} is not that of the {other}: "
-            f"{'; '.join(differences)}. Pass {what} for the parameters that `init` got."
-        ) from None
-    for (path, leaf), like in zip(leaves, references, strict=True):
-        if leaf is not None and like is None:
-            raise ValueError(
-                f"{_where(what, path)} has shape {jnp.shape(leaf)}, but there is no "
-                f"{other} there: it was None in `init`."
-            )
-        if leaf is not None and jnp.shape(leaf) != jnp.shape(like):
-            raise ValueError(
-                f"{_where(what, path)} has shape {jnp.shape(leaf)}, but the {other} "
-                f"there has shape {jnp.shape(like)}. Pass {what} for the parameters "
-                "that `init` got."
-            )
-
-
-def state_of(function: str, state: Any, kind: type) -> None:
-    """Raises unless `state` is of the class that the function's `init` returns."""
-    if not isinstance(state, kind):
-        names = f"{type(state).__module__}.{type(state).__qualname__}"
-        raise TypeError(
-            f"The state of `{function}` must be a {kind.__module__}.{kind.__qualname__}"
-            f", got {names}: it comes from another transformation, or with other "
-            "options. Use the state that this one's `init` returns."
-        )
-
-
-def is_none(leaf: Any) -> bool:
-    """Whether a leaf is None; as `is_leaf` it keeps None in a tree."""
-    return leaf is None
-
-
-def _where(what: str, path: Any) -> str:
-    return f"{what}{jax.tree_util.keystr(path)}"
+def is_normal(value: Any) -> bool:
+    """Whether a number is known, and not under float64's and float32's normal ones."""
+    if value is None or isinstance(value, jax.Array):
+        return False
+    return bool(np.all(np.asarray(value) >= np.finfo(np.float32).tiny))
 
 
 def at_least_float32(value: Any) -> Any:

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from . import _checks
+from . import _matching
 
 
 def arithmetic_dtype(*leaves: Any) -> jnp.dtype:
@@ -30,14 +32,132 @@ def like(leaf: Any, dtype: Any) -> jnp.dtype:
     return jnp.dtype(dtype)
 
 
-def same_kind(what: str, value: Any, other: str, counterpart: Any) -> None:
-    """Raises unless both are complex, or neither."""
-    if jnp.iscomplexobj(value) != jnp.iscomplexobj(counterpart):
+def wider(one: Any, other: Any) -> jnp.dtype:
+    """Returns the dtype that holds the values of both, complex if either is.
+
+    float32 for two of 16 bits that differ. JAX's own promotion is an error for float8,
+    and for all that differ while it is strict.
+    """
+    one, other = jnp.dtype(one), jnp.dtype(other)
+    if one == other:
+        return one
+    kinds = [jnp.issubdtype(dtype, jnp.complexfloating) for dtype in (one, other)]
+    bits = [jnp.finfo(dtype).bits for dtype in (one, other)]
+    if bits[0] == bits[1] and bits[0] < 32:
+        return jnp.dtype(jnp.float32)
+    real = jnp.finfo(one if bits[0] >= bits[1] else other).dtype
+    if not any(kinds):
+        return jnp.dtype(real)
+    return jnp.dtype(jnp.complex128 if real == jnp.float64 else jnp.complex64)
+
+
+def update_dtype(path: Any, g: Any, p: Any, stored: Any) -> jnp.dtype:
+    """Returns the dtype of an update: that of gradient or parameter, the wider one.
+
+    Without the parameter a state in float64 tells that it is that wide.
+
+    Args:
+      path: of the leaf, for the error.
+      g: the gradient.
+      p: the parameter, or None where it is not known.
+      stored: an array of the state whose dtype follows the parameter's, or `g`.
+    """
+    if p is None:
+        is_wide = jnp.finfo(stored.dtype).bits == 64
+        return wider(g.dtype, stored.dtype) if is_wide else g.dtype
+    dtype = p.dtype if hasattr(p, "dtype") else jnp.result_type(p)
+    if dtype == g.dtype or not jnp.issubdtype(dtype, jnp.inexact):
+        return g.dtype
+    same_kind(path, "gradient", g, "parameter", p)
+    return wider(g.dtype, dtype)
+
+
+def same_kind(path: Any, what: str, value: Any, other: str, counterpart: Any) -> None:
+    """Raises for a complex value where its counterpart is real."""
+    if jnp.iscomplexobj(value) and not jnp.iscomplexobj(counterpart):
         raise TypeError(
-            f"A {what} is {jnp.result_type(value)}, but its {other} is "
-            f"{jnp.result_type(counterpart)}: parameters, gradients and state must all "
-            "be complex, or none of them."
+            f"The {what}{jax.tree_util.keystr(path)} is {jnp.result_type(value)}, but "
+            f"its {other} is {jnp.result_type(counterpart)}: a complex {what} needs a "
+            f"complex {other}. Take the gradient of a real function of real parameters."
         )
+
+
+def widened(updates: Any, *, negate: bool) -> Any:
+    """Returns updates in float32, or wider where they are; None stays None."""
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(
+        updates, is_leaf=_matching.is_none
+    )
+    wide = []
+    for path, g in leaves:
+        if g is not None:
+            g = jnp.asarray(g)
+            if not jnp.issubdtype(g.dtype, jnp.inexact):
+                raise _matching.not_floating("gradients", path, g)
+            real = arithmetic_dtype(g)
+            g = g if g.dtype == real else g.astype(like(g, real))
+            g = -g if negate else g
+        wide.append(g)
+    return treedef.unflatten(wide)
+
+
+def finished(steps: Any, updates: Any, params: Any, *, follows: bool) -> Any:
+    """Returns steps in the dtypes that updates have for the caller.
+
+    Args:
+      steps: what came of the gradients, in a wide dtype.
+      updates: the gradients.
+      params: the parameters, or None.
+      follows: whether steps are in float64 only where parameters or gradients are.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(
+        updates, is_leaf=_matching.is_none
+    )
+    none = [None] * len(leaves)
+    known = none if params is None else beside(treedef, params)
+    found = []
+    for (path, g), step, p in zip(
+        leaves, treedef.flatten_up_to(steps), known, strict=True
+    ):
+        if g is not None:
+            if step.shape != jnp.shape(g):
+                raise _matching.too_large(path, step.shape, jnp.shape(g))
+            dtype = update_dtype(path, jax.typeof(g), p, step if follows else g)
+            if step.dtype.itemsize < 4:
+                dtype = step.dtype  # `round_params` has rounded it
+            step = step if step.dtype == dtype else saturated(step, dtype)
+        found.append(step)
+    return treedef.unflatten(found)
+
+
+def beside(treedef: Any, params: Any) -> list[Any]:
+    """Returns the parameter of each leaf, or None for each.
+
+    Optax does not look at the parameters, so whatever is not a tree like that of the
+    gradients passes and tells nothing.
+    """
+    try:
+        return treedef.flatten_up_to(params)
+    except (ValueError, TypeError):
+        return [None] * treedef.num_leaves
+
+
+def saturated(x: jax.Array, dtype: Any) -> jax.Array:
+    """Returns x in another dtype; what is too large for it becomes its largest number.
+
+    float8_e4m3fn has no infinity, so that it would be NaN.
+    """
+    if x.dtype == dtype:
+        return x
+    to, of = jnp.finfo(dtype), jnp.finfo(x.dtype)
+    if to.bits < of.bits:
+        most = float(to.max)
+        x = on_parts(lambda part: clamped(part, most), x)
+    return x.astype(dtype)
+
+
+def clamped(x: jax.Array, most: float) -> jax.Array:
+    """Returns x between -most and most; NaN stays."""
+    return lax.clamp(np.asarray(-most, x.dtype), x, np.asarray(most, x.dtype))
 
 
 def at_least(least: Any, x: jax.Array) -> jax.Array:
@@ -76,24 +196,28 @@ def square(x: jax.Array) -> jax.Array:
     return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else x * x
 
 
-def each(function: Callable[..., Any], updates: Any, *trees: Any) -> tuple[Any, ...]:
-    """Returns trees of what function(path, u, *others) returns of each leaf.
+def each(
+    function: Callable[..., Any], updates: Any, params: Any, *trees: Any
+) -> tuple[Any, ...]:
+    """Returns trees of what function(path, u, p, *others) returns of each leaf.
 
     None, a parameter without a gradient, stays None and leaves the others as they are.
 
     Args:
-      function: returns as many values as there are trees.
+      function: returns an update, and a value for each of `trees`.
       updates: a tree of gradients or updates.
+      params: the parameters, if they are known.
       trees: with the leaves of `updates`; or None, which is None for each.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(
-        updates, is_leaf=_checks.is_none
+        updates, is_leaf=_matching.is_none
     )
     none = [None] * len(leaves)
+    known = none if params is None else beside(treedef, params)
     others = [none if t is None else treedef.flatten_up_to(t) for t in trees]
     found = [
-        (u, *rest) if u is None else function(path, u, *rest)
-        for (path, u), *rest in zip(leaves, *others, strict=True)
+        (u, *rest) if u is None else function(path, jnp.asarray(u), p, *rest)
+        for (path, u), p, *rest in zip(leaves, known, *others, strict=True)
     ]
     columns = zip(*found, strict=True) if found else [()] * (1 + len(trees))
     return tuple(map(treedef.unflatten, columns))

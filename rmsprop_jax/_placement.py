@@ -1,12 +1,13 @@
-"""Which parameter an array of an optimizer's state belongs to, and where arrays are."""
+"""Which parameter an array of a state belongs to, and where arrays are, or go."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 
 def map_with_owner(
@@ -56,3 +57,39 @@ def axes_of(spec: PartitionSpec, dimensions: int) -> list[tuple[str, ...]]:
         () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
         for entry in entries
     ]
+
+
+def placed(init: optax.TransformInitFn) -> optax.TransformInitFn:
+    """Returns `init` that puts what it makes anew where the parameters are.
+
+    A count, say, would be there only after the first update, whose second call would
+    then compile again.
+    """
+
+    def placed_init(params: optax.Params) -> optax.OptState:
+        shardings = [
+            leaf.sharding
+            for leaf in jax.tree.leaves(params)
+            if not isinstance(leaf, Tracer) and getattr(leaf, "committed", False)
+        ]
+        state = init(params)
+        if len({frozenset(s.device_set) for s in shardings}) != 1:
+            return state
+        whole = shardings[0]
+        if isinstance(whole, NamedSharding):
+            whole = NamedSharding(whole.mesh, PartitionSpec())
+        else:
+            (device, *others) = whole.device_set
+            if others:
+                return state
+            whole = SingleDeviceSharding(device)
+
+        def place(leaf: Any) -> Any:
+            is_new = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+            return (
+                jax.device_put(leaf, whole) if is_new and not leaf.committed else leaf
+            )
+
+        return jax.tree.map(place, state)
+
+    return placed_init

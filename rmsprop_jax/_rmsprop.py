@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import _chain, _checks, _round_params
+from . import _chain, _checks, _round_params, storage
+from ._rms import RmsState, rms
 from ._signature import factory
-from ._transform import ScaleByRmsState, scale_by_rms
 
 WEIGHT_DECAY_MODES = ("coupled", "decoupled", "independent")
 
@@ -78,6 +78,8 @@ def rmsprop(
       weight_decay_mode: where the weight decay acts: "coupled", added to the gradient
         (L2 regularisation: torch, timm, Paddle); "decoupled", taken off the parameters
         times the learning rate (AdamW's, Keras); "independent", taken off as it is.
+        Where `learning_rate` is None both are added to the updates, which a later
+        element scales and negates.
       weight_decay_mask: which leaves decay, as for `optax.masked`: a tree of booleans,
         or a function from parameters to one.
       maximize: whether to ascend, by negating the gradients.
@@ -94,9 +96,12 @@ def rmsprop(
 
     Returns:
       An `optax.GradientTransformationExtraArgs`; its updates are for
-      `optax.apply_updates` and have the gradients' dtypes. Its state is a tuple, with
-      the `ScaleByRmsState` first (second after a coupled weight decay; all up to the
-      momentum's in a tuple of their own if `cautious`).
+      `optax.apply_updates` and have the dtypes that those of `scale_by_rms` have. Its
+      state is a tuple like that of `optax.rmsprop`, with the state of `scale_by_rms`
+      first (second after a coupled weight decay; all up to the momentum's in a tuple of
+      their own if `cautious`). It is Optax's own where the options are Optax's and no
+      step has to be counted: not with a schedule of the decay, bias correction,
+      `centered` or narrow accumulators.
 
     Raises:
       ValueError: for a number out of its range, arguments that exclude each other,
@@ -134,7 +139,10 @@ def rmsprop(
             "learning_rate", learning_rate, "finite", or_schedule=True
         )
     _checks.flag("maximize", maximize)
-    rms = scale_by_rms(
+    rounds_momentum = storage.is_narrow(
+        storage.as_format("accumulator_dtype", accumulator_dtype)
+    )
+    scale_by_rms = rms(
         decay,
         eps,
         initial_scale,
@@ -145,8 +153,9 @@ def rmsprop(
         nu_dtype=nu_dtype,
         mu_dtype=mu_dtype,
         seed=seed,
+        counts=rounds_momentum,
     )
-    chain: list[Any] = [rms, _chain.scale(learning_rate, -1)]
+    chain: list[Any] = [scale_by_rms, _chain.scale(learning_rate, -1)]
     buffer = _chain.momentum(momentum, nesterov, accumulator_dtype, seed)
     _checks.flag("learning_rate_in_momentum", learning_rate_in_momentum)
     before_buffer = 2 if learning_rate_in_momentum else 1
@@ -162,7 +171,9 @@ def rmsprop(
     if rate is not None:
         coupled = weight_decay_mode == "coupled"
         decayed = _chain.add_params(
-            _chain.scale(rate, 1 if coupled else -1), weight_decay_mask
+            # Off the parameters, so along with updates that a later element negates.
+            _chain.scale(rate, 1 if coupled or learning_rate is None else -1),
+            weight_decay_mask,
         )
         chain.insert(0 if coupled else len(chain), decayed)
     elif weight_decay_mask is not None and weight_decay is None:
@@ -173,7 +184,11 @@ def rmsprop(
         needs_params = "round_params"
         chain.append(rounded)
     return _chain.in_wide_dtype(
-        optax.chain(*chain), _step_of, maximize, needs_params, rounded is not None
+        optax.chain(*chain),
+        step_of=_step_of if rounds_momentum else None,
+        maximize=bool(maximize),
+        needs_params=needs_params,
+        follows=nu_dtype is mu_dtype is accumulator_dtype is None,
     )
 
 
@@ -200,8 +215,8 @@ def _rounded(form: Any, learning_rate: Any, seed: Any) -> Any:
 
 def _step_of(state: Any) -> Any:
     """Returns the number of updates done, from the state of the chain."""
-    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, ScaleByRmsState))
-    return next((x.count for x in nodes if isinstance(x, ScaleByRmsState)), 0)
+    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, RmsState))
+    return next((x.count for x in nodes if isinstance(x, RmsState)), 0)
 
 
 def _weight_decay_rate(learning_rate: Any, weight_decay: Any, mode: str) -> Any:
@@ -216,13 +231,8 @@ def _weight_decay_rate(learning_rate: Any, weight_decay: Any, mode: str) -> Any:
     )
     if isinstance(weight_decay, int | float) and weight_decay == 0:
         return None
-    if mode != "decoupled":
+    if mode != "decoupled" or learning_rate is None:
         return weight_decay
-    if learning_rate is None:
-        raise ValueError(
-            "`weight_decay_mode` 'decoupled' multiplies with `learning_rate`, which is "
-            "None: use 'independent'."
-        )
     rates = (learning_rate, weight_decay)
 
     def product(count: Any) -> Any:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import _bits, _checks, _grid, _leaves, storage
+from . import _bits, _grid, _leaves, _matching, storage
+from ._placement import placed
 
 FORMS = ("stochastic", "remainder")
 """What `round_params` can do."""
@@ -101,13 +102,13 @@ def round_params(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, Any]:
-        _checks.state_of("round_params", state, RoundParamsState)
+        _matching.state_of("round_params", state, RoundParamsState)
         if params is None:
             raise ValueError(
                 "`round_params` needs the parameters: call update(gradients, state, "
                 "params)."
             )
-        _checks.same_tree("updates", updates, "params", params)
+        _matching.same_tree("updates", updates, "params", params)
         if keeps == (state.remainder is None):
             raise ValueError(
                 f"`form` is {form!r}, but the state has "
@@ -120,17 +121,15 @@ def round_params(
         def leaf(path: Any, u: Any, p: Any, remainder: Any) -> Any:
             grid = grid_of(path, p)
             if grid is None:
-                return u, p, remainder
-            _leaves.same_kind("update", u, "parameter", p)
-            bits = source(path, "params", p)
-            u, remainder = _rounded(bits, u, p, remainder, grid=grid)
-            return u, p, remainder
+                return u, remainder
+            _leaves.same_kind(path, "update", u, "parameter", p)
+            return _rounded(source(path, "params", p), u, p, remainder, grid=grid)
 
-        updates, _, remainder = _leaves.each(leaf, updates, params, state.remainder)
+        updates, remainder = _leaves.each(leaf, updates, params, state.remainder)
         count = jnp.asarray(optax.safe_increment(state.count))
         return updates, RoundParamsState(count, remainder if keeps else None)
 
-    return optax.GradientTransformation(storage.placed(init), update)
+    return optax.GradientTransformation(placed(init), update)
 
 
 def is_rounded(p: Any) -> bool:

@@ -33,6 +33,15 @@ class Weights(NamedTuple):
     take: Any = None
 
 
+class Constant(NamedTuple):
+    """A schedule that says the same at every step, so that no step is counted."""
+
+    value: Any
+
+    def __call__(self, count: Any) -> Any:
+        return self.value
+
+
 def constant(value: jax.typing.ArrayLike) -> Schedule:
     r"""The same decay at every step, rho_t = rho.
 
@@ -51,10 +60,8 @@ def constant(value: jax.typing.ArrayLike) -> Schedule:
       0.9
     """
     _checks.hyperparameter("decay", value, "in [0, 1)")
-    value = _checks.inside(
-        0, 1, _checks.at_least_float32(value)
-    )  # or 1 - rho is rounded to 8 bits
-    return lambda count: value
+    # At least float32, or 1 - rho is rounded to 8 bits.
+    return Constant(_checks.inside(0, 1, _checks.at_least_float32(value)))
 
 
 def debiased(value: jax.typing.ArrayLike) -> Schedule:
@@ -135,22 +142,10 @@ def power(exponent: jax.typing.ArrayLike = 0.8) -> Schedule:
     return schedule
 
 
-def weights(rho: Any, dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns in `dtype`, of what a schedule returned, what a step keeps and takes.
-
-    And what it leaves of a deviation from the mean, which is 1 less what it takes.
-    """
-    if not isinstance(rho, Weights):
-        # In the caller's precision: float32 leaves three digits of 1 - 0.9999.
-        keep = jnp.asarray(rho, dtype)
-        return keep, jnp.asarray(1 - rho, dtype), keep
-    keep = jnp.asarray(rho.keep, dtype)
-    take = 1 - keep if rho.take is None else jnp.asarray(rho.take, dtype)
-    return keep, take, 1 - take
-
-
-def as_schedule(decay: Any, bias_correction: Any) -> Schedule:
-    """Returns the schedule that these two arguments of `scale_by_rms` mean."""
+def as_schedule(decay: Any, bias_correction: Any) -> Any:
+    """Returns the schedule, or the constant, that these two arguments mean."""
+    if isinstance(decay, Constant):
+        decay = decay.value
 
     def rho(value: Any) -> Any:
         if not isinstance(value, Weights):
@@ -163,15 +158,14 @@ def as_schedule(decay: Any, bias_correction: Any) -> Schedule:
     _checks.hyperparameter("decay", checked, "in [0, 1)", or_schedule=True)
     _checks.flag("bias_correction", bias_correction)
     if not callable(decay) and not isinstance(decay, Weights):
-        return debiased(decay) if bias_correction else constant(decay)
+        return debiased(decay) if bias_correction else constant(decay).value
     if bias_correction:
         raise ValueError(
             "`bias_correction` needs `decay` to be a number, got a schedule: bias "
             "correction is itself the schedule rmsprop_jax.decay.debiased(number)."
         )
     if isinstance(decay, Weights):
-        kept = _inside(decay)
-        return lambda count: kept
+        return _inside(decay)
     return lambda count: _inside(decay(count))
 
 

@@ -15,9 +15,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+from jax import lax
 
 from . import _codes, _grid, _leaves
 from ._codes import Format as Format
@@ -65,6 +64,11 @@ def as_format(name: str, dtype: Any, *, unsigned: bool = False) -> Format:
     return Format(dtype) if form is None else form
 
 
+def is_narrow(form: Format) -> bool:
+    """Whether what is stored in this form is rounded."""
+    return form.dtype is not None and jnp.dtype(form.dtype).itemsize < 4
+
+
 def full(leaf: Any, value: Any, form: Format, *, real: bool = False) -> jax.Array:
     """Returns an accumulator for `leaf`, of its shape and sharding, full of `value`.
 
@@ -74,6 +78,8 @@ def full(leaf: Any, value: Any, form: Format, *, real: bool = False) -> jax.Arra
       form: the form to store it in.
       real: whether the accumulator is real where `leaf` is complex.
     """
+    if not jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact):
+        return jnp.full_like(leaf, value)  # an integer buffer: as Optax does
     dtype = _leaves.arithmetic_dtype(leaf) if form.dtype is None else form.dtype
     if _codes.is_code(dtype):
         value = _codes.encode(jnp.asarray(value, jnp.float32), form)
@@ -95,35 +101,6 @@ def nearest(value: Any, like: Any, form: Format = _codes.DEFAULT) -> jax.Array:
     return jnp.asarray(value).astype(like.dtype)
 
 
-def placed(init: optax.TransformInitFn) -> optax.TransformInitFn:
-    """Returns `init` that makes scalars on the devices of the parameters, replicated.
-
-    They would move there in the first update, which would then compile twice.
-    """
-
-    def placed_init(params: optax.Params) -> optax.OptState:
-        shardings = [
-            leaf.sharding
-            for leaf in jax.tree.leaves(params)
-            if not isinstance(leaf, Tracer) and getattr(leaf, "committed", False)
-        ]
-        if len({frozenset(s.device_set) for s in shardings}) != 1:
-            return init(params)
-        sharding = shardings[0]
-        if not isinstance(sharding, NamedSharding):
-            with jax.default_device(min(sharding.device_set, key=lambda d: d.id)):
-                return init(params)
-
-        def place(leaf: jax.Array) -> jax.Array:
-            if isinstance(leaf, Tracer) or leaf.committed:
-                return leaf
-            return jax.device_put(leaf, NamedSharding(sharding.mesh, PartitionSpec()))
-
-        return jax.tree.map(place, init(params))
-
-    return placed_init
-
-
 def read(stored: Any, dtype: Any, form: Format = _codes.DEFAULT) -> jax.Array:
     """Returns the value of an accumulator in the arithmetic's (real) `dtype`.
 
@@ -131,17 +108,13 @@ def read(stored: Any, dtype: Any, form: Format = _codes.DEFAULT) -> jax.Array:
     number: an infinite average would stay so for ever, and inf - inf is NaN.
     """
     most = float(jnp.finfo(dtype).max)
-
-    def finite(x: jax.Array) -> jax.Array:
-        x = _leaves.at_most(most, x)
-        return x if is_code else _leaves.at_least(-most, x)
-
-    is_code = _codes.is_code(stored.dtype)
-    value = decode(stored, form) if is_code else stored
+    if stored.dtype == dtype:
+        return lax.clamp(np.asarray(-most, dtype), stored, np.asarray(most, dtype))
+    value = decode(stored, form) if _codes.is_code(stored.dtype) else stored
     value = value.astype(_leaves.like(stored, dtype))
     if stored.dtype == jnp.uint8:  # which has no infinity
         return value
-    return _leaves.on_parts(finite, value)
+    return _leaves.on_parts(lambda part: _leaves.clamped(part, most), value)
 
 
 def sizes(state: Any) -> dict[str, int]:
@@ -180,16 +153,9 @@ def write(
       stored: the old accumulator.
       bits: makes random bits for a value; None where `stored` has 32 bits or more.
       form: the form of `stored`.
-
-    Raises:
-      ValueError: if a hyperparameter was an array too large for the leaf.
     """
-    if value.shape != stored.shape:
-        raise ValueError(
-            f"A hyperparameter is an array that makes {value.shape} of an accumulator "
-            f"of shape {stored.shape}: use numbers, or arrays that broadcast to every "
-            "leaf."
-        )
+    if stored.dtype.itemsize >= 4:
+        return value.astype(stored.dtype)
     if _codes.is_code(stored.dtype):
         value = value.astype(jnp.float32)
         form = form._replace(dtype=stored.dtype)
@@ -198,7 +164,7 @@ def write(
         )
     if stored.dtype == jnp.bfloat16:
         return _grid.to_bfloat16(value.astype(jnp.float32), bits(value))
-    return value.astype(stored.dtype)
+    raise AssertionError(stored.dtype)  # `as_format` accepts no others
 
 
 def tied(u: jax.Array, *written: Any) -> jax.Array:

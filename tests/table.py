@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rmsprop_jax import decay, dialects, rmsprop, scale_by_rms
+from rmsprop_jax import (
+    RmsState,
+    ScaleByRmsState,
+    decay,
+    dialects,
+    rmsprop,
+    scale_by_rms,
+)
 
 DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64")
 
@@ -130,3 +137,11 @@ def assert_close(actual, expected, tolerance=0.0):
         a, b = np.asarray(a, kind), np.asarray(b, kind)
         assert np.isfinite(a).all()
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance / 10)
+
+
+def rms_of(state):
+    """The state of `scale_by_rms`, ours or Optax's, in that of a chain."""
+    kinds = RmsState | ScaleByRmsState
+    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kinds))
+    (rms,) = (node for node in nodes if isinstance(node, kinds))
+    return rms

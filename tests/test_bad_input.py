@@ -65,11 +65,6 @@ CONSTRUCTION = [
         ["`weight_decay_mode`", "'adamw'", "'decoupled'"],
     ),
     (
-        lambda: rmsprop(None, weight_decay=0.1, weight_decay_mode="decoupled"),
-        ValueError,
-        ["`learning_rate`", "'independent'"],
-    ),
-    (
         lambda: rmsprop(0.1, weight_decay_mask={"b": True}),
         ValueError,
         ["`weight_decay_mask`", "`weight_decay`"],
@@ -140,8 +135,23 @@ def ones(**leaves):
 
 
 TREES = [
-    (lambda tx: tx.init(ones(n=jnp.arange(3))), TypeError, ["params['n']", "int32"]),
-    (lambda tx: tx.init(ones(n=np.ones(3, bool))), TypeError, ["params['n']", "bool"]),
+    (
+        lambda tx: tx.update(
+            *[ones(n=jnp.arange(3)), tx.init(ones(n=jnp.arange(3)))] * 1,
+            ones(n=jnp.arange(3)),
+        ),
+        TypeError,
+        ["gradients['n']", "int32", "eqx.is_inexact_array", "wrt=nnx.Param", "masked"],
+    ),
+    (
+        lambda tx: tx.update(
+            ones(n=jnp.ones(3)),
+            tx.init(ones(n=np.ones(3, bool))),
+            ones(n=np.ones(3, bool)),
+        ),
+        TypeError,
+        ["['n']", "bool"],
+    ),
     (lambda tx: tx.init(ones(n="abc")), TypeError, ["params['n']", "str"]),
     (lambda tx: tx.init(ones(n=print)), TypeError, ["params['n']", "function"]),
     (
@@ -149,7 +159,6 @@ TREES = [
         ValueError,
         ["gradients['n']", "(2,)", "None in `init`"],
     ),
-    (lambda tx: tx.init(ones(n=3)), TypeError, ["params['n']", "int32", "masked"]),
     (
         lambda tx: tx.update(ones(b=jnp.arange(3)), tx.init(ONES), ONES),
         TypeError,
@@ -207,16 +216,33 @@ def test_weight_decay_without_params():
 
 def test_a_state_of_another_transformation():
     centered, plain = scale_by_rms(centered=True), scale_by_rms()
-    with pytest.raises(ValueError, match=r"`centered` is True.*no mu"):
-        centered.update(ONES, plain.init(ONES))
-    with pytest.raises(ValueError, match=r"`centered` is False.*a mu"):
+    counted = scale_by_rms(decay.power())
+    with pytest.raises(ValueError, match=r"`centered` is True.*no mu.*migrate"):
+        centered.update(ONES, counted.init(ONES))
+    with pytest.raises(ValueError, match=r"`centered` is False.*a mu.*migrate"):
+        counted.update(ONES, centered.init(ONES))
+    with pytest.raises(TypeError, match=r"ScaleByRmsState, got .*RmsState.*migrate"):
         plain.update(ONES, centered.init(ONES))
 
 
 def test_a_state_of_optax_or_with_other_options():
-    theirs = optax.rmsprop(0.1).init(ONES)
-    with pytest.raises(TypeError, match=r"must be a rmsprop_jax.*, got optax"):
-        rmsprop(0.1).update(ONES, theirs)
+    for options in ({"centered": True}, {"bias_correction": True}, {}):
+        theirs = optax.rmsprop(0.1, **options).init(ONES)
+        narrow = rmsprop(0.1, nu_dtype="uint8", **options)
+        with pytest.raises(TypeError, match=r"rmsprop_jax.*, got optax.*migrate\("):
+            narrow.update(ONES, theirs)
+    narrow = {"b": jnp.ones(3, jnp.bfloat16)}
+    for options in ({}, {"momentum": 0.9}):  # its state would change dtype in a step
+        theirs = optax.rmsprop(0.1, **options).init(narrow)
+        with pytest.raises(TypeError, match=r"nu\['b'\] is bfloat16.*migrate\("):
+            rmsprop(0.1, **options).update(narrow, theirs, narrow)
+    kept = (optax.rmsprop(0.1).init(ones())[0], *theirs[1:])
+    with pytest.raises(TypeError, match=r"trace\['b'\] is bfloat16.*migrate\("):
+        rmsprop(0.1, momentum=0.9).update(
+            {"b": narrow["b"]},
+            (optax.ScaleByRmsState({"b": jnp.ones(3)}), *kept[1:]),
+            narrow,
+        )
     plain, momentum = rmsprop(0.1), rmsprop(0.1, momentum=0.9)
     with pytest.raises(TypeError, match=r"`momentum` must be .*TraceState, got"):
         momentum.update(ONES, plain.init(ONES))
@@ -224,19 +250,36 @@ def test_a_state_of_optax_or_with_other_options():
 
 def test_complex_and_real_do_not_mix():
     real, both = {"a": jnp.ones(2)}, {"a": jnp.ones(2, jnp.complex64)}
+    said = r"gradient\['a'\] is complex64, .* is float32"
     for tx in (rmsprop(0.1, centered=True), rmsprop(0.1, momentum=0.9)):
-        with pytest.raises(TypeError, match=r"gradient is complex64, .* is float32"):
+        with pytest.raises(TypeError, match=said):
             tx.update(both, tx.init(real))
-    tx = rmsprop(0.1, weight_decay=0.1)
-    with pytest.raises(TypeError, match=r"parameter is complex64, .* is float32"):
-        tx.update(real, tx.init(both), both)
+    for tx in (scale_by_rms(), rmsprop(0.1), rmsprop(0.1, weight_decay=0.1)):
+        with pytest.raises(TypeError, match=said):
+            tx.update(both, tx.init(real), real)
+        # As in Optax, a real gradient is one without an imaginary part.
+        assert tx.update(real, tx.init(both), both)[0]["a"].dtype == jnp.complex64
 
 
 def test_hyperparameters_that_are_arrays_do_not_make_the_state_grow():
     wide, g = jnp.full((2, 1), 0.9), jnp.ones(2)
-    for tx in (rmsprop(0.1, wide), rmsprop(0.1, momentum=wide)):
-        with pytest.raises(ValueError, match=r"\(2, 2\) of an .* shape \(2,\)"):
-            tx.update(g, tx.init(g))
+    for tx in (
+        rmsprop(0.1, wide),
+        rmsprop(0.1, eps=wide),
+        rmsprop(0.1, eps=wide, eps_in_sqrt=False),
+        rmsprop(0.1, momentum=wide),
+        rmsprop(wide),
+        rmsprop(lambda count: wide),
+        rmsprop(0.1, lambda count: wide),
+        rmsprop(0.1, weight_decay=wide),
+        rmsprop(0.1, weight_decay=wide, weight_decay_mode="decoupled"),
+        rmsprop(0.1, centered=True, decay=wide),
+        rmsprop(0.1, nu_dtype="uint8", decay=wide),
+        scale_by_rms(wide),
+    ):
+        said = r"\(2, 2\) of gradients\['g'\].* shape \(2,\)"
+        with pytest.raises(ValueError, match=said):
+            tx.update({"g": g}, tx.init({"g": g}), {"g": g})
     narrow = rmsprop(0.1, jnp.full(2, 0.9))
     assert narrow.update(g, narrow.init(g))[0].shape == (2,)
 

@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 from scipy import stats
 
-from rmsprop_jax import ScaleByRmsState, cli
+from rmsprop_jax import RmsState, cli
 from rmsprop_jax.bench import forms, statistics, streams, tables, tracking, training
 from rmsprop_jax.demo import tasks
 
@@ -213,7 +213,7 @@ def test_recovery_counts_the_steps_after_each_jump():
 
 def test_each_seed_rounds_with_random_numbers_of_its_own():
     count = jax.numpy.zeros((2, 3), int)
-    state = (ScaleByRmsState(count=count, nu=count, mu=None), count)
+    state = (RmsState(count=count, nu=count, mu=None), count)
     moved, other = training._with_rounding_of_its_own(state, 3)
     assert len(set(moved.count[0].tolist())) == 3
     assert (moved.count[0] == moved.count[1]).all(), "rows of a seed differ"

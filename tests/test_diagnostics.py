@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from rmsprop_jax import diagnostics, dialects, rmsprop, scale_by_rms, storage
-from table import DTYPES, abstract, assert_close, tree, x64
+from table import DTYPES, abstract, assert_close, rms_of, tree, x64
 
 NU_DTYPES = ("float32", "bfloat16", "uint16", "uint8")
 QUANTILES = np.asarray(diagnostics.QUANTILES)
@@ -53,9 +53,9 @@ def trained(tx, params, steps=3, scale=1.0):
 
 def assert_as_in_float64(found, state, grads, updates, params, rate, eps, inside):
     """The whole of what is promised, leaf by leaf and in total."""
-    rms = otu.tree_get(state, "ScaleByRmsState")
+    rms = rms_of(state)
     parts = [jax.tree.leaves(t) for t in (rms.nu, grads, updates, params)]
-    parts.append(jax.tree.leaves(rms.mu) or [None] * len(parts[0]))
+    parts.append(jax.tree.leaves(getattr(rms, "mu", None)) or [None] * len(parts[0]))
     leaves = list(zip(*parts, strict=True))
     for i in range(-1, len(leaves)):
         rows = leaves if i < 0 else leaves[i : i + 1]

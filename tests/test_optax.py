@@ -14,7 +14,7 @@ import pytest
 from optax import contrib
 from optax import tree_utils as otu
 
-from rmsprop_jax import ScaleByRmsState, decay, dialects, rmsprop, scale_by_rms
+from rmsprop_jax import RmsState, decay, dialects, rmsprop, scale_by_rms
 from table import DTYPES, FACTORIES, abstract, assert_close, train, tree, x64
 
 
@@ -347,7 +347,7 @@ def test_injected_float64_hyperparameters_are_not_rounded():
 def test_tree_utils_find_set_and_map():
     tx, params = rmsprop(0.1, centered=True, momentum=0.9), tree("float32")
     _, state = train(tx, params, params)
-    assert isinstance(otu.tree_get(state, "ScaleByRmsState"), ScaleByRmsState)
+    assert isinstance(otu.tree_get(state, "RmsState"), RmsState)
     assert otu.tree_get(state, "count") == 3
     assert abstract(otu.tree_get(state, "nu")) == abstract(params)
     zeroed = otu.tree_set(state, nu=otu.tree_zeros_like(params), count=jnp.int32(0))
@@ -362,7 +362,7 @@ def test_tree_utils_find_set_and_map():
         names,
         transform_non_params=lambda _: "scalar",
     )
-    assert mapped[0] == ScaleByRmsState("scalar", names, names)
+    assert mapped[0] == RmsState("scalar", names, names)
     assert mapped[2].trace == names
 
 

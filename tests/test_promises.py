@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rmsprop_jax import rmsprop, scale_by_rms
+from rmsprop_jax import RmsState, ScaleByRmsState, decay, rmsprop, scale_by_rms
 from table import DTYPES, FACTORIES, abstract, assert_close, train, tree, x64
 
 RESOLUTION = {name: float(jnp.finfo(name).eps) for name in DTYPES}
@@ -97,7 +97,8 @@ def test_also_for_gradients_of_another_dtype(factory, dtype, other):
     tx, params, grads = factory(0.1), tree(dtype), tree(other, seed=1)
     state = tx.init(params)
     updates, new = jax.eval_shape(tx.update, grads, state, params)
-    assert abstract(updates) == abstract(grads)
+    wide = jax.tree.map(lambda p, g: jnp.zeros(p.shape, p.dtype) + g, params, grads)
+    assert abstract(updates) == abstract(wide)
     assert abstract(new) == abstract(state)
     assert jax.tree.structure(new) == jax.tree.structure(state)
     if factory is FACTORIES["everything"]:
@@ -363,13 +364,43 @@ def test_scalars_can_be_donated_with_their_hyperparameters():
     assert np.isfinite(params["a"])
 
 
-def test_the_state_class_is_found_where_it_is_exported():
-    from rmsprop_jax import ScaleByRmsState
+OURS = {  # options that Optax does not have, or in which our state means another thing
+    "schedule": {"decay": lambda count: 0.9},
+    "bias_correction": {"bias_correction": True},
+    "centered": {"centered": True},
+    "nu_dtype": {"nu_dtype": "bfloat16"},
+    "accumulator_dtype": {"momentum": 0.9, "accumulator_dtype": "bfloat16"},
+}
+OPTAX_S = {
+    "plain": {},
+    "learning_rate": {"learning_rate": lambda count: 0.1},
+    "momentum": {"momentum": 0.9},
+    "initial_scale": {"initial_scale": 1.0, "eps_in_sqrt": False},
+    "skip_nonfinite": {"skip_nonfinite": True},
+    "constant": {"decay": decay.constant(0.9)},
+    "dtypes": {"nu_dtype": "float32", "momentum": 0.9, "accumulator_dtype": "float32"},
+}
 
-    assert ScaleByRmsState._fields == ("count", "nu", "mu")
-    state = scale_by_rms().init(jnp.ones(2))
-    assert type(state) is ScaleByRmsState
-    assert type(rmsprop(0.1).init(jnp.ones(2))[0]) is ScaleByRmsState
+
+@pytest.mark.parametrize("options", OPTAX_S.values(), ids=OPTAX_S)
+def test_the_state_is_optax_s_own_where_the_options_are(options):
+    theirs = {k: v for k, v in options.items() if k in ("learning_rate", "momentum")}
+    stock = optax.rmsprop(**{"learning_rate": 0.1, **theirs})
+    ours = rmsprop(**{"learning_rate": 0.1, **options})
+    params = tree("float32")
+    states = stock.init(params), ours.init(params)
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    assert type(states[1][0]) is ScaleByRmsState is optax.ScaleByRmsState
+    _, state = ours.update(params, states[0], params)  # either goes on with the other's
+    stock.update(params, state, params)
+    assert abstract(state) == abstract(ours.update(params, state, params)[1])
+
+
+@pytest.mark.parametrize("options", OURS.values(), ids=OURS)
+def test_the_state_is_ours_where_optax_s_does_not_suffice(options):
+    state = rmsprop(**{"learning_rate": 0.1, **options}).init(tree("float32"))
+    assert type(state[0]) is RmsState
+    assert RmsState._fields == ("count", "nu", "mu", "lowest")
 
 
 def test_parameters_on_one_chosen_device_keep_the_state_there():

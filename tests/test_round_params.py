@@ -176,7 +176,7 @@ def test_wide_parameters_pass_and_take_no_memory(form):
     updates, _ = tx.update(params, state, params)
     assert updates["a"] is params["a"]
     assert updates["b"] is params["b"]
-    with pytest.raises(TypeError, match="A update is complex64, but its parameter is"):
+    with pytest.raises(TypeError, match="update is complex64, but its parameter is"):
         tx.update(jnp.ones(3, jnp.complex64), tx.init(jnp.ones(3, "bfloat16")),
                   jnp.ones(3, jnp.bfloat16))  # fmt: skip
 

@@ -21,7 +21,7 @@ from rmsprop_jax import (
     scale_by_rms,
     storage,
 )
-from table import DTYPES, abstract, tree, x64
+from table import DTYPES, abstract, rms_of, tree, x64
 
 pytestmark = pytest.mark.optimized
 
@@ -314,7 +314,7 @@ def test_it_goes_where_the_float32_state_goes():
         name = "learning_rate" if make.__name__ == "rmsprop" else "lr"
         tx = make(**{name: 0.1}, nu_dtype=storage.uint8(lowest=1e-20))
         _, state = jax.jit(tx.update)(grads, tx.init(params), params)
-        kept = optax.tree_utils.tree_get(state, "ScaleByRmsState")
+        kept = rms_of(state)
         assert kept.nu["w"].dtype == jnp.uint8
     tx = optax.chain(optax.masked(rmsprop(0.1, nu_dtype="uint16"), {"w": True}))
     many = optax.MultiSteps(tx, 2).gradient_transformation()

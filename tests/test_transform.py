@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from rmsprop_jax import rmsprop, scale_by_rms, storage
 from rmsprop_jax.decay import power
-from table import DTYPES, assert_close, x64
+from table import DTYPES, assert_close, rms_of, x64
 
 pytestmark = pytest.mark.optimized
 
@@ -253,7 +253,7 @@ def test_skip_nonfinite_loses_one_element_and_nothing_else(name, bad, hit):
             params, state = carry
             updates, state = tx.update(g, state, params)
             params = optax.apply_updates(params, updates)
-            rms = optax.tree_utils.tree_get(state, "ScaleByRmsState")
+            rms = rms_of(state)
             return (params, state), (params, updates, rms)
 
         return jax.lax.scan(step, (params, tx.init(params)), grads)[1]

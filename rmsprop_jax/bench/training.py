@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .. import ScaleByRmsState, rmsprop
+from .. import RmsState, rmsprop
 from ..demo import program, tasks
 from ..demo.train import best_rate
 from . import statistics
@@ -174,10 +174,8 @@ def _with_rounding_of_its_own(moments: Any, seeds: int) -> Any:
     """
 
     def moved(node: Any) -> Any:
-        if not isinstance(node, ScaleByRmsState):
+        if not isinstance(node, RmsState):
             return node
         return node._replace(count=node.count + 2**16 * jnp.arange(seeds))
 
-    return jax.tree.map(
-        moved, moments, is_leaf=lambda node: isinstance(node, ScaleByRmsState)
-    )
+    return jax.tree.map(moved, moments, is_leaf=lambda node: isinstance(node, RmsState))

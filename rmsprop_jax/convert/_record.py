@@ -15,8 +15,8 @@ import numpy as np
 import optax
 
 from .. import _leaves, dialects, storage
+from .._rms import RmsState
 from .._rmsprop import rmsprop
-from .._transform import ScaleByRmsState
 
 # Two of these four have no public name. (And an import starts no device.)
 _OPTAX_STATES: Any = tuple(
@@ -24,9 +24,9 @@ _OPTAX_STATES: Any = tuple(
     for scale in (optax.scale_by_rms, optax.scale_by_stddev)
     for corrected in (False, True)
 )
-STATES = (ScaleByRmsState, *_OPTAX_STATES)
+STATES = (RmsState, *_OPTAX_STATES)
 _WIDE = storage.Format()
-_KINDS: Any = (ScaleByRmsState, optax.TraceState, *_OPTAX_STATES)
+_KINDS: Any = (RmsState, optax.TraceState, *_OPTAX_STATES)
 
 
 class Slots(NamedTuple):
@@ -232,7 +232,7 @@ def drain(state: Any, dialect: str, groups: tuple[Group, ...]) -> Record:
             square = _biased(node, square, record, group, back=True)
             mu = None if mean is None else _value(mean)
             mu = _biased(node, mu, record, group, back=True)
-            if mu is not None and isinstance(node, ScaleByRmsState):
+            if mu is not None and isinstance(node, RmsState):
                 square = square + np.square(np.abs(mu))
             dtype = _leaves.arithmetic_dtype(nu)
             if mu is None:
@@ -262,7 +262,7 @@ def _nu_of(node: Any, record: Record) -> Callable[[Slots, Group], np.ndarray]:
 
     def nu(slots: Slots, group: Group) -> np.ndarray:
         square = np.asarray(slots.nu, np.float64)
-        if isinstance(node, ScaleByRmsState) and node.mu is not None:
+        if isinstance(node, RmsState) and node.mu is not None:
             mean = 0.0 if slots.mu is None else np.abs(slots.mu).astype(np.float64)
             return np.maximum(square - np.square(mean), 0)
         return _biased(node, square, record, group)

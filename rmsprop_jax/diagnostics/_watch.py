@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _checks, dialects, storage
+from .. import _matching, dialects
+from .._placement import placed
 from .._signature import canonical
 from ._values import QUANTILES, Diagnostics, checked_quantiles, values
 
@@ -130,7 +131,7 @@ def watch(
             params: optax.Params | None = None,
             **extra_args: Any,
         ) -> tuple[optax.Updates, Any]:
-            _checks.state_of("watch", state, WatchState)
+            _matching.state_of("watch", state, WatchState)
             if "params" in also and params is None:
                 raise ValueError(
                     "`watch` needs the parameters: call update(gradients, state, "
@@ -143,7 +144,7 @@ def watch(
                 inner, look(inner, count, *[all_seen[name] for name in also])
             )
 
-        return optax.GradientTransformationExtraArgs(storage.placed(init), update)
+        return optax.GradientTransformationExtraArgs(placed(init), update)
 
     return functools.wraps(factory)(build)
 

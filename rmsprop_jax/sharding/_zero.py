@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _checks, rounding
+from .. import _checks, _matching, rounding
 from . import _parts
 from ._zero_state import init_inside, init_outside, names, varying_over
 
@@ -82,7 +82,7 @@ def zero(
     inner = optax.with_extra_args_support(tx)
 
     def init(params: optax.Params) -> optax.OptState:
-        _checks.floating_leaves("params", params)
+        _matching.floating_leaves("params", params)
         if _parts.bound(axes):
             return init_inside(tx, params, axes)
         return init_outside(tx, params, axes)

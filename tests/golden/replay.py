@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from golden.record import INDEX, RATES, flat, split
-from rmsprop_jax import ScaleByRmsState, dialects
+from rmsprop_jax import RmsState, ScaleByRmsState, dialects
 
 
 def transformation(framework, options, rates=None, hyper_as_python_float=False):
@@ -62,10 +62,10 @@ def accumulators(state, last_step):
 
     Without a buffer "mom" is the last step: what a buffer without momentum has.
     """
-    (rms,) = _parts(state, ScaleByRmsState)
+    (rms,) = _parts(state, RmsState | ScaleByRmsState)
     traces = _parts(state, optax.TraceState)
     kept = {"v": _wide(rms.nu), "mom": last_step}
-    if rms.mu is not None:
+    if getattr(rms, "mu", None) is not None:
         kept["mg"] = _wide(rms.mu)
         kept["v"] += np.square(kept["mg"])
     if traces:
