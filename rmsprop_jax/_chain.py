@@ -145,7 +145,11 @@ def add_params(
     ) -> tuple[optax.Updates, Any]:
         decaying = _map(like_update, updates, _chosen(mask, params))
         scaled, state = scale.update(decaying, state)
-        return _map(lambda u, s: u if s is None else u + s, updates, scaled), state
+
+        def plus(u: jax.Array, s: Any) -> jax.Array:
+            return u if s is None else u.astype(s.dtype) + s
+
+        return _map(plus, updates, scaled), state
 
     return optax.GradientTransformation(init, update)
 

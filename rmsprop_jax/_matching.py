@@ -117,7 +117,7 @@ def gradients(updates: Any, name: str, accumulators: Any, dtype: Any) -> None:
     leaves, treedef = jax.tree_util.tree_flatten_with_path(updates, is_leaf=is_none)
     what = f"state's {name}"
     try:
-        like = treedef.flatten_up_to(accumulators)
+        like: list[Any] = treedef.flatten_up_to(accumulators)
     except ValueError:
         like = same_tree("gradients", updates, what, accumulators)
     for (path, g), stored in zip(leaves, like, strict=True):
@@ -125,7 +125,7 @@ def gradients(updates: Any, name: str, accumulators: Any, dtype: Any) -> None:
             continue
         if not jnp.issubdtype(jnp.result_type(g), jnp.inexact):
             raise not_floating("gradients", path, g)
-        if stored is None or jnp.shape(g) != stored.shape:
+        if jnp.shape(g) != getattr(stored, "shape", None):
             same_tree("gradients", updates, what, accumulators)
         if stored.dtype not in (_WIDE if dtype is None else _of_precision(dtype)):
             raise wrong_dtype(path, name, stored, dtype)
@@ -158,7 +158,7 @@ def _of_precision(dtype: Any) -> tuple[Any, ...]:
 def fits(path: Any, leaf: Any, numbers: Any) -> None:
     """Raises if a hyperparameter is an array that would change the shape of a leaf."""
     for number in numbers:
-        shape = jnp.shape(number)
+        shape = () if number is None else jnp.shape(number)
         if shape and jnp.broadcast_shapes(shape, leaf.shape) != leaf.shape:
             raise too_large(path, jnp.broadcast_shapes(shape, leaf.shape), leaf.shape)
 

@@ -110,7 +110,7 @@ def rms(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, Any]:
-        if not isinstance(state, kind):
+        if type(state) is not kind:
             raise _matching.wrong_state("scale_by_rms", state, kind)
         mean = state.mu if counts else None
         if state.nu is not None and centered == (mean is None):
@@ -128,7 +128,7 @@ def rms(
             real = _leaves.arithmetic_dtype(g, nu)
             wide = _leaves.update_dtype(path, g, p, nu if nu_dtype is None else g)
             coefficients = numbers(real)
-            if any(map(np.ndim, coefficients)):
+            if any(np.ndim(x) for x in coefficients if x is not None):
                 _matching.fits(path, g, coefficients)
             if mu is not None:
                 _leaves.same_kind(path, "gradient", g, "mu", mu)

@@ -42,7 +42,7 @@ class Constant(NamedTuple):
         return self.value
 
 
-def constant(value: jax.typing.ArrayLike) -> Schedule:
+def constant(value: jax.typing.ArrayLike) -> Constant:
     r"""The same decay at every step, rho_t = rho.
 
     Args:

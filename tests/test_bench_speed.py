@@ -1,6 +1,7 @@
 """`rmsprop-jax bench`: a small run, the arithmetic of its numbers, and errors."""
 
 import contextlib
+import functools
 import io
 import json
 import math
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,16 +28,20 @@ from rmsprop_jax.bench import (
     speed,
     speed_tables,
     timing,
+    tracing,
     training_step,
 )
 
-JAX_ROWS = [name for name, row in rows.ROWS.items() if not row.packages]
+JAX_ROWS = [name for name, row in rows.ROWS.items() if row.quick and not row.packages]
 
 # Parameters, gradients and float32 state, read; parameters and state, written.
 BYTES = {
-    "ours": (20, 4), "ours-bfloat16": (16, 2), "ours-uint16": (16, 2),
-    "ours-uint8": (14, 1), "ours-centered": (28, 8), "ours-momentum": (28, 8),
-    "optax.rmsprop": (20, 4), "optax.adam": (28, 8), "optax.sgd": (12, 0),
+    "ours": (20, 4), "ours-flat": (20, 4), "ours-bfloat16": (16, 2),
+    "ours-uint16": (16, 2), "ours-uint8": (14, 1), "ours-centered": (28, 8),
+    "ours-momentum": (28, 8),
+    "ours-bias": (20, 4), "optax-bias": (20, 4), "optax-centered": (28, 8),
+    "optax-momentum": (28, 8), "optax.rmsprop": (20, 4), "optax.adam": (28, 8),
+    "optax.sgd": (12, 0),
 }  # fmt: skip
 
 
@@ -115,11 +121,16 @@ def test_every_row_is_measured_on_every_shape(ran):
             assert row["low"] <= row["milliseconds"] <= row["high"]
             assert row["rounds"] >= 3
             assert row["compile_seconds"] > 0
+            assert row["trace_seconds"] > 0
+            assert row["twin"] == rows.ROWS[name].twin
+            assert row["ratio_to_twin"] > 0
+            assert row["trace_ratio_to_twin"] > 0
             rate = row["bytes_per_parameter"] * shape["parameters"] / 1e6
             assert row["gb_per_s"] == pytest.approx(rate / row["milliseconds"], 1e-3)
             share = 100 * row["gb_per_s"] / shape["in_place_gb_per_s"]
             assert row["percent_of_in_place"] == pytest.approx(share, 1e-3)
-        assert shape["rows"][rows.BASE]["ratio"] == 1
+        of_base = shape["rows"][rows.BASE]
+        assert of_base["ratio"] == of_base["trace_ratio_to_twin"] == 1
 
 
 def test_the_training_step_shows_the_share_of_the_optimizer(ran):
@@ -139,7 +150,9 @@ def test_the_tables_show_the_numbers_of_the_json_in_80_columns(ran):
     row = next(w for w in words if w[:1] == ["ours-uint8"])
     assert float(row[1]) == pytest.approx(first["milliseconds"], rel=0.02)
     assert float(row[3]) == pytest.approx(first["ratio"], abs=0.006)
+    assert float(row[4]) == pytest.approx(first["ratio_to_twin"], abs=0.006)
     assert row[6] == "1.00"
+    assert float(row[8]) == pytest.approx(first["trace_ratio_to_twin"], abs=0.006)
     (last,) = (w for w in words if w[:1] == ["ours-uint8"] and len(w) == 3)
     ratios = [s["rows"]["ours-uint8"]["ratio"] for s in ran.found["shapes"].values()]
     assert list(map(float, last[1:])) == pytest.approx(ratios, abs=0.006)
@@ -211,6 +224,7 @@ def test_the_shapes_are_those_of_the_models():
         "resnet50": (161, 25_557_032),
         "efficientnet-b0": (213, 5_288_548),
         "small-leaves": (1000, 100_000),
+        "all-different": (40, 2940),
     }
 
 
@@ -480,11 +494,47 @@ def test_a_missing_extra_says_what_to_install(package, option, extra, tmp_path):
 
 @pytest.mark.promotion
 def test_a_transformation_of_any_kind_can_be_a_row():
-    start = rows.transformation(lambda: optax.adamw(1e-3))  # needs the parameters
-    running = start(rows.gradients([(4, 2)]))
+    row = rows.transformation(lambda: optax.adamw(1e-3))  # needs the parameters
+    running = row.start(rows.gradients([(4, 2)]))
     running.advance()
     running.wait()
     assert running.state_bytes == 2 * 32 + 4
+
+
+@pytest.mark.promotion  # Optax's bias correction needs it
+def test_ours_is_compared_with_optax_under_the_same_options():
+    for options in ("centered", "momentum", "bias"):
+        ours, theirs = rows.ROWS[f"ours-{options}"], rows.ROWS[f"optax-{options}"]
+        assert ours.twin == f"optax-{options}"
+        params = [jnp.zeros((4, 2)), jnp.zeros(3)]
+        grads = [jnp.full((4, 2), 0.3), jnp.arange(3.0)]
+        of_both = []
+        for row in (ours, theirs):
+            step, state = rows.step_of(row.make()), row.make().init(params)
+            after, _ = step(*step(params, state, grads), grads)
+            of_both.append(after)
+        chex.assert_trees_all_close(*of_both, rtol=1e-4)
+        plain = rows.step_of(rows.ROWS["ours"].make())
+        state = rows.ROWS["ours"].make().init(params)
+        after, _ = plain(*plain(params, state, grads), grads)
+        assert not np.allclose(after[0], of_both[0][0], rtol=1e-3)
+    assert speed._with_twins(["ours-bias"]) == {rows.BASE, "ours-bias", "optax-bias"}
+
+
+def test_tracing_is_timed_with_nothing_cached():
+    traced = []
+
+    @jax.jit
+    def inner(update):
+        traced.append(update.shape)
+        return -update
+
+    make = functools.partial(optax.stateless_with_tree_map, lambda g, p: inner(g))
+    seconds = tracing.measure([(3,), (3,), (4,)], {"a": make, "b": make}, rounds=2)
+    assert {name: of_row.shape for name, of_row in seconds.items()} == {
+        "a": (2,), "b": (2,),
+    }  # fmt: skip
+    assert traced == 4 * [(3,), (4,)]
 
 
 def test_what_is_not_installed_is_left_out_with_a_sentence(

@@ -586,6 +586,8 @@ BAD = {
         squares, jnp.zeros(3), rmsprop, [0.1], ()), "`batches`"),
     "at_once": (lambda: diagnostics.sweep_rates(
         squares, jnp.zeros(3), rmsprop, [0.1], BATCHES, at_once=0), "`at_once`"),
+    "at_once_half": (lambda: diagnostics.sweep_rates(
+        squares, jnp.zeros(3), rmsprop, [0.1], BATCHES, at_once=1.5), "`at_once`"),
 }  # fmt: skip
 
 

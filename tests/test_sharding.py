@@ -179,6 +179,37 @@ def test_trajectories_are_bit_identical_on_any_number_of_devices(nu, zero_axis):
         jax.tree_util.tree_map_with_path(check, after(devices), one)
 
 
+@pytest.mark.parametrize("zero_axis", [None, "data"])
+@pytest.mark.parametrize("name", ["ours-float32", "ours-uint8", "centered", "adam"])
+@pytest.mark.promotion
+def test_the_kind_of_memory_is_followed_too(name, zero_axis, mesh):
+    tx = TRANSFORMATIONS[name]
+    host = {
+        key: NamedSharding(mesh, spec, memory_kind="pinned_host")
+        for key, spec in SPECS.items()
+    }
+    params = params_on(mesh)
+    planned = sharding.state_sharding(tx, params, host, zero_axis=zero_axis)
+    made = sharding.init(tx, params, host, zero_axis=zero_axis)
+    at_home = sharding.init(tx, jax.device_put(params, host), zero_axis=zero_axis)
+    with jax.set_mesh(mesh):
+        inside = jax.jit(
+            lambda params: sharding.init(tx, params, host, zero_axis=zero_axis)
+        )(params)
+    for (path, plan), *leaves in zip(
+        jax.tree_util.tree_leaves_with_path(planned),
+        *map(jax.tree.leaves, (made, at_home, inside)), strict=True,
+    ):  # fmt: skip
+        belongs = any(f"['{key}']" in jax.tree_util.keystr(path) for key in SHAPES)
+        kinds = {leaf.sharding.memory_kind for leaf in leaves}
+        assert (plan.memory_kind == "pinned_host") == belongs
+        assert kinds == ({"pinned_host"} if belongs else {"device"}), path
+        for leaf in leaves:
+            assert leaf.sharding.is_equivalent_to(
+                plan.with_memory_kind(leaf.sharding.memory_kind), leaf.ndim
+            )
+
+
 def test_linen_boxes_and_nnx_models_are_followed():
     mesh = mesh_of(4, 2)
     boxed = nn.Dense(

@@ -149,6 +149,35 @@ def test_a_device_keeps_a_part_of_the_state():
         assert part.size * (8 if leaf.ndim else 1) == leaf.size
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"w": jnp.ones(3), "none": jnp.zeros(0)},
+        {"w": jnp.ones(3), "none": jnp.zeros((0, 4), jnp.bfloat16)},
+        {"none": jnp.zeros((2, 0))},
+        {"rows": jnp.ones((128, 128)), "none": jnp.zeros(0)},
+    ],
+    ids=["beside", "alone in its dtype", "alone", "beside rows"],
+)
+@pytest.mark.promotion
+def test_empty_leaves_work_and_a_step_compiles_once(params):
+    mesh, tx = mesh_of(8), sharding.zero(rmsprop(0.1, momentum=0.9), "data")
+    params = jax.device_put(params, NamedSharding(mesh, P()))
+    state = tx.init(params)
+    specs = sharding.specs(state)
+
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P(), specs), out_specs=(P(), specs))
+    def step(params, state):
+        own = jax.lax.pcast(params, "data", to="varying")
+        updates, state = tx.update(own, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(3):
+        params, state = step(params, state)
+    assert step._cache_size() == 1
+
+
 def test_a_run_goes_on_where_there_are_fewer_devices():
     tx = rmsprop(0.1, nu_dtype="uint8", momentum=0.5)
 
@@ -238,6 +267,10 @@ ZERO = sharding.zero(rmsprop(0.1), "data")
     [
         (lambda p: sharding.zero(rmsprop(0.1), 3), TypeError, "`axis_name` must be"),
         (lambda p: sharding.zero(rmsprop(0.1), ()), TypeError, "`axis_name` must be"),
+        (lambda p: sharding.zero(rmsprop(0.1), ("data", "data")), ValueError,
+         "`axis_name` names an axis twice"),
+        (lambda p: sharding.clip_by_global_norm(1, None), TypeError, "`axis_name`"),
+        (lambda p: sharding.clip_by_global_norm(1, ("x", "x")), ValueError, "twice"),
         (lambda p: ZERO.init(p), ValueError, "under `jax.set_mesh"),
         (lambda p: ZERO.update(p, None, p), ValueError, "outside of `jax.shard_map`"),
         (lambda p: inside(lambda p: ZERO.update(p, ZERO.init(p), p)[0], p),

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from . import rows, timing
+from . import rows, timing, tracing
 from .shapes import Shapes
 from .timing import Running
 
@@ -64,6 +64,7 @@ def measure(
     seconds: float,
     budget: Budget,
     on_part: Callable[[float], Any],
+    rounds: int = 3,
 ) -> dict[str, Any]:
     """Returns what was measured of each row on one shape.
 
@@ -73,6 +74,7 @@ def measure(
       seconds: for all rounds together.
       budget: what a cell may take.
       on_part: told which part is done.
+      rounds: how often each is traced.
     """
     deadline = time.perf_counter() + budget.shape
     size = sum(math.prod(shape) for shape in shapes)
@@ -99,15 +101,23 @@ def measure(
             on_part=lambda part, tell=on_part_of_group: tell(0.5 + part / 2),
         )  # fmt: skip
         in_place = _rate(24 * size, samples.pop(rows.IN_PLACE))
-        for name, of_row in samples.items():
+        for name in samples:
             if name not in found:
-                found[name] = _cell(running[name], of_row, samples, in_place, grads)
+                found[name] = _cell(name, running[name], samples, in_place, grads)
         base = running[rows.BASE].compile_seconds
         for name in samples:
             step = found[name]["milliseconds"] / 1e3
             budget.note(name, size, step, running[name].compile_seconds / base)
         del running
         gc.collect()
+    makes = {name: rows.ROWS[name].make for name in found}
+    makes = {name: make for name, make in makes.items() if make is not None}
+    traced = tracing.measure(shapes, makes, rounds)
+    for name, of_row in traced.items():
+        found[name]["trace_seconds"] = float(np.median(of_row))
+        twin = rows.ROWS[name].twin
+        if twin in traced:
+            found[name]["trace_ratio_to_twin"] = timing.ratio(of_row, traced[twin])
     return {
         "parameters": size,
         "leaves": len(shapes),
@@ -151,12 +161,13 @@ def _start(
 
 
 def _cell(
+    name: str,
     running: Running,
-    seconds: np.ndarray,
     samples: dict[str, np.ndarray],
     in_place: float,
     grads: list[jax.Array],
 ) -> dict[str, Any]:
+    seconds, twin = samples[name], rows.ROWS[name].twin
     moved = rows.bytes_that_must_move(grads, running.state_bytes)
     size = sum(g.size for g in grads)
     return {
@@ -167,6 +178,11 @@ def _cell(
         "percent_of_in_place": 100 * _rate(moved, seconds) / in_place,
         "state_bytes_per_parameter": running.state_bytes / size,
         "ratio": timing.ratio(seconds, samples[rows.BASE]),
+        **(
+            {"twin": twin, "ratio_to_twin": timing.ratio(seconds, samples[twin])}
+            if twin in samples
+            else {}
+        ),
         "compile_seconds": running.compile_seconds,
     }
 

@@ -1,6 +1,7 @@
 """What is measured: a whole step of each optimizer, update and application."""
 
 import dataclasses
+import functools
 import importlib.util
 import math
 import time
@@ -37,12 +38,16 @@ class Row:
       slow: whether compiling takes half a minute whatever the shape; it is then
         measured only where one step takes long, unless it is asked for by name.
       quick: whether `--quick` measures it: what imports fast.
+      make: the transformation, where it is one of Optax's kind.
+      twin: the row of Optax's that has the same options.
     """
 
     start: Start
     packages: tuple[str, ...] = ()
     slow: bool = False
     quick: bool = True
+    make: Callable[[], optax.GradientTransformation] | None = None
+    twin: str = BASE
 
 
 def installed(row: Row) -> bool:
@@ -59,20 +64,29 @@ def gradients(shapes: Shapes) -> list[jax.Array]:
     ]
 
 
-def transformation(make: Callable[[], optax.GradientTransformation]) -> Start:
-    """Returns the start of a row for a transformation of Optax's kind."""
+def transformation(
+    make: Callable[[], optax.GradientTransformation],
+    twin: str = BASE,
+    quick: bool = True,
+) -> Row:
+    """Returns the row of a transformation of Optax's kind."""
 
     def start(grads: list[jax.Array]) -> Running:
         tx = make()
-
-        def step(params: Any, state: Any, grads: Any) -> Any:
-            updates, state = tx.update(grads, state, params)
-            return optax.apply_updates(params, updates), state
-
         params = [jnp.ones_like(g) for g in grads]
-        return compiled(step, params, tx.init(params), grads)
+        return compiled(step_of(tx), params, tx.init(params), grads)
 
-    return start
+    return Row(start, quick=quick, make=make, twin=twin)
+
+
+def step_of(tx: optax.GradientTransformation) -> Callable[..., Any]:
+    """Returns update and application, a new function (params, state, gradients)."""
+
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
 
 
 def compiled(step: Any, params: Any, state: Any, *inputs: Any) -> Running:
@@ -122,20 +136,37 @@ def bytes_that_must_move(grads: list[jax.Array], state_bytes: int) -> int:
 
 _RATE, _DECAY = peers.RATE, peers.DECAY
 
+
+def _pair(options: str, **arguments: Any) -> dict[str, Row]:
+    """Returns ours and Optax's under the same options."""
+    theirs = f"optax-{options}"
+    return {
+        f"ours-{options}": transformation(
+            lambda: rmsprop(_RATE, _DECAY, **arguments), twin=theirs
+        ),
+        theirs: transformation(lambda: optax.rmsprop(_RATE, _DECAY, **arguments)),
+    }
+
+
+def _stored(dtype: str) -> dict[str, Row]:
+    make = functools.partial(rmsprop, _RATE, _DECAY, nu_dtype=dtype)
+    return {f"ours-{dtype}": transformation(make)}
+
+
 ROWS: dict[str, Row] = {
-    "ours": Row(transformation(lambda: rmsprop(_RATE, _DECAY))),
-    "ours-uint8": Row(transformation(lambda: rmsprop(_RATE, _DECAY, nu_dtype="uint8"))),
-    "ours-uint16": Row(
-        transformation(lambda: rmsprop(_RATE, _DECAY, nu_dtype="uint16"))
+    "ours": transformation(lambda: rmsprop(_RATE, _DECAY)),
+    BASE: transformation(lambda: optax.rmsprop(_RATE, _DECAY)),
+    **_stored("uint8"),
+    **_stored("uint16"),
+    **_stored("bfloat16"),
+    **_pair("centered", centered=True),
+    **_pair("momentum", momentum=0.9),
+    **_pair("bias", bias_correction=True),
+    "ours-flat": transformation(
+        lambda: optax.flatten(rmsprop(_RATE, _DECAY)), quick=False
     ),
-    "ours-bfloat16": Row(
-        transformation(lambda: rmsprop(_RATE, _DECAY, nu_dtype="bfloat16"))
-    ),
-    "ours-centered": Row(transformation(lambda: rmsprop(_RATE, _DECAY, centered=True))),
-    "ours-momentum": Row(transformation(lambda: rmsprop(_RATE, _DECAY, momentum=0.9))),
-    BASE: Row(transformation(lambda: optax.rmsprop(_RATE, _DECAY))),
-    "optax.adam": Row(transformation(lambda: optax.adam(_RATE))),
-    "optax.sgd": Row(transformation(lambda: optax.sgd(_RATE))),
+    "optax.adam": transformation(lambda: optax.adam(_RATE)),
+    "optax.sgd": transformation(lambda: optax.sgd(_RATE)),
     "torch-loop": Row(peers.torch_start(foreach=False), ("torch",)),
     "torch-foreach": Row(peers.torch_start(foreach=True), ("torch",)),
     "torch-compiled": Row(

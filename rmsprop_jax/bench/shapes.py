@@ -66,6 +66,11 @@ def small_leaves(leaves: int = 1000) -> Shapes:
     return [(10, 10)] * leaves
 
 
+def all_different(leaves: int = 40) -> Shapes:
+    """As many small leaves, no two of one shape: what tracing takes longest for."""
+    return [(3, leaf + 5) for leaf in range(leaves)]
+
+
 def _biased(*kernels: tuple[int, ...]) -> Shapes:
     return [shape for kernel in kernels for shape in (kernel, kernel[-1:])]
 
@@ -83,6 +88,7 @@ SHAPES: dict[str, Callable[[], Shapes]] = {
     "resnet50": resnet50,
     "efficientnet-b0": efficientnet_b0,
     "small-leaves": small_leaves,
+    "all-different": all_different,
 }
 """By the name that `--shapes` takes; in the order of leaves after single arrays."""
 
@@ -94,5 +100,6 @@ SHORT = {
     "resnet50": "RN50",
     "efficientnet-b0": "EffB0",
     "small-leaves": "small",
+    "all-different": "diff",
 }
 """For narrow columns."""

@@ -166,10 +166,11 @@ def _measured(arguments: argparse.Namespace, show: Any) -> dict[str, Any]:
                 found["training_step"] = training_step.measure(seconds, quick, on_part)
                 continue
             leaves = SHAPES[name]()
-            rows = [BASE, *named] if named else _default_rows(leaves, quick)
+            rows = _with_twins(named) if named else _default_rows(leaves, quick)
             found["shapes"][name] = cells.measure(
-                leaves, [row for row in ROWS if row in rows], seconds, budget, on_part
-            )
+                leaves, [row for row in ROWS if row in rows], seconds, budget, on_part,
+                rounds=1 if quick else 3,
+            )  # fmt: skip
     return found
 
 
@@ -178,6 +179,11 @@ def _quick_shapes() -> tuple[str, ...]:
     import jax
 
     return QUICK if jax.default_backend() == "cpu" else (*QUICK, "1e8")
+
+
+def _with_twins(names: Iterable[str]) -> set[str]:
+    """Returns rows with those that they are compared with."""
+    return {BASE, *names} | {ROWS[name].twin for name in names}
 
 
 def _default_rows(leaves: list[tuple[int, ...]], quick: bool) -> list[str]:

@@ -38,10 +38,12 @@ def show(found: dict[str, Any]) -> None:
     for note in (
         "ms: median of a step, update and application, in place; ±: half the range "
         "that half of the rounds are in",
-        "GB/s: bytes that must move (parameters, gradients, state; each once) / time",
-        "% of x + 1: the same over that of one array that is as large",
-        "ratio: median of the ratios in each round",
-        "to compile: seconds to trace and compile, in a process that is warm",
+        f"ratio: to {BASE}, the median of the ratios in each round; twin: to Optax's "
+        "row with the same options, likewise",
+        "% of x + 1: bytes that must move (parameters, gradients, state; each once) / "
+        "time, over that of one array that is as large",
+        "to trace: seconds to trace and lower, nothing cached, and the ratio to the "
+        "twin's; in brackets to trace and compile, in a process that is warm",
     ):
         console.print(note, style="dim", soft_wrap=True)
 
@@ -82,21 +84,28 @@ def milliseconds(value: float) -> str:
 
 def _shape_table(rows: dict[str, Any]) -> Table:
     table = _table(
-        None, "ms", "±", "ratio", "GB/s", "% of\nx + 1", "state,\nbytes each",
-        "to com-\npile, s",
+        None, "ms", "±", "ratio", "twin", "% of\nx + 1", "state,\nbytes",
+        "to trace,\ns", "twin",
     )  # fmt: skip
     for name, row in rows.items():
         spread = (row["high"] - row["low"]) / 2
-        compilation = row["compile_seconds"]
+        traced, compilation = row.get("trace_seconds"), row["compile_seconds"]
+        seconds = f"({compilation:.2f})" if compilation else ""
         table.add_row(
             name, milliseconds(row["milliseconds"]), milliseconds(spread),
-            f"{row['ratio']:.2f}", f"{row['gb_per_s']:.1f}",
+            f"{row['ratio']:.2f}", _to_twin(row, "ratio"),
             f"{row['percent_of_in_place']:.0f}",
             f"{row['state_bytes_per_parameter']:.2f}",
-            f"{compilation:.2f}" if compilation else "",
+            seconds if traced is None else f"{traced:.2f}",
+            _to_twin(row, "trace_ratio"),
             style=_style(name),
         )  # fmt: skip
     return table
+
+
+def _to_twin(row: dict[str, Any], name: str) -> str:
+    ratio = row.get(f"{name}_to_twin")
+    return "–" if ratio is None else f"{ratio:.2f}"
 
 
 def _training_table(step: dict[str, Any]) -> Table:

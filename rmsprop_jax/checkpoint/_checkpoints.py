@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .. import _checks
-from . import _arguments, _leaves
+from . import _arguments, _leaves, _manifest
 from ._reading import Restored, newest, steps_in
 from ._writing import Writer
 
@@ -102,6 +102,7 @@ class Checkpoints:
         leaves = _leaves.named({k: _leaves.state_of(tree) for k, tree in trees.items()})
         _leaves.check(leaves)
         arrays = _leaves.to_write(leaves)
+        manifest = _manifest.of(step, leaves, opt_state)
         if self._writer is None:
             self._writer = Writer(self._folder, self._keep, self._damaged)
             self._damaged = []
@@ -112,7 +113,7 @@ class Checkpoints:
                 f"`step` must be more than {newest}, the newest in {self._folder}, got "
                 f"{step!r}: go on with `restore`, or use another folder."
             )
-        self._writer.save(step, arrays, rest)
+        self._writer.save(step, arrays, rest, manifest)
 
     def restore(self, params: Any, opt_state: Any) -> Restored | None:
         """Returns the newest checkpoint that is whole, or None if there is none at all.

@@ -63,9 +63,9 @@ def check(leaves: Mapping[Name, Any], *, with_values: bool = True) -> None:
 def _unwritable(leaf: Any, with_values: bool) -> str | None:
     if isinstance(leaf, Tracer):
         return "is traced: call this outside of `jax.jit`, `jax.grad` and the like."
-    if _is_abstract(leaf):
+    if is_abstract(leaf):
         return "is a shape without values: give an array." if with_values else None
-    if _is_key(leaf):
+    if is_key(leaf):
         return None
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     if not isinstance(
@@ -92,9 +92,9 @@ def to_write(leaves: Mapping[Name, Any]) -> dict[str, Any]:
 
     Random keys become their data; arrays without elements, which it refuses, go.
     """
-    return _nested(
+    return nested(
         {
-            name: jax.random.key_data(leaf) if _is_key(leaf) else _as_array(leaf)
+            name: jax.random.key_data(leaf) if is_key(leaf) else _as_array(leaf)
             for name, leaf in leaves.items()
             if _size(leaf)
         }
@@ -106,12 +106,12 @@ def to_read(leaves: Mapping[Name, Any]) -> dict[str, Any]:
 
     What is on no particular device is read as NumPy's, for `replaced` to place.
     """
-    return _nested({n: _target(leaf) for n, leaf in leaves.items() if _size(leaf)})
+    return nested({n: _target(leaf) for n, leaf in leaves.items() if _size(leaf)})
 
 
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Name]:
     """Returns the names of leaves that two such dictionaries do not have alike."""
-    one, other = _flat(saved), _flat(wanted)
+    one, other = flat(saved), flat(wanted)
     return [
         name
         for name in dict.fromkeys((*other, *one))
@@ -123,9 +123,9 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Nam
 
 def in_words(
     names: list[Name], saved: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> str:
-    """Returns the differences in words."""
-    one, other = _flat(saved), _flat(wanted)
+) -> list[str]:
+    """Returns the first differences in words, and how many there are beside."""
+    one, other = flat(saved), flat(wanted)
 
     def said(name: Name) -> str:
         if name not in one:
@@ -138,12 +138,12 @@ def in_words(
 
     words = [said(name) for name in names[:_SHOWN]]
     more = len(names) - len(words)
-    return "; ".join(words) + (f"; and {more} more" if more else "")
+    return [*words, f"and {more} more"] if more else words
 
 
 def replaced(trees: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     """Returns trees with the leaves that Orbax read, in their places."""
-    arrays, leaves = _flat(found), named(trees)
+    arrays, leaves = flat(found), named(trees)
     treedef = jax.tree_util.tree_structure(dict(trees))
     return treedef.unflatten(
         [_back(arrays.get(name), leaf) for name, leaf in leaves.items()]
@@ -153,22 +153,24 @@ def replaced(trees: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, An
 def _back(array: Any, leaf: Any) -> Any:
     """Returns an array that was read as the kind of thing that `leaf` is."""
     if array is None:  # it has no elements
-        return jnp.zeros(leaf.shape, leaf.dtype) if _is_abstract(leaf) else leaf
-    if _is_key(leaf):
-        key = jax.random.wrap_key_data(jnp.asarray(array), impl=_impl(leaf))
+        return jnp.zeros(leaf.shape, leaf.dtype) if is_abstract(leaf) else leaf
+    if is_key(leaf):
+        key = jax.random.wrap_key_data(
+            jnp.asarray(array), impl=key_implementation(leaf)
+        )
         return key if _sharding(leaf) is None else jax.device_put(key, _sharding(leaf))
     if isinstance(leaf, bool | int | float | complex):
         return type(leaf)(array.item())
-    if isinstance(leaf, jax.Array) or _is_abstract(leaf):
+    if isinstance(leaf, jax.Array) or is_abstract(leaf):
         return jnp.asarray(array)
     return array
 
 
 def _target(leaf: Any) -> Any:
     sharding = _sharding(leaf)
-    if _is_key(leaf):
+    if is_key(leaf):
         leaf, sharding = jax.eval_shape(jax.random.key_data, leaf), None
-    elif not (isinstance(leaf, jax.Array) or _is_abstract(leaf)):
+    elif not (isinstance(leaf, jax.Array) or is_abstract(leaf)):
         leaf = _as_array(leaf)
     if sharding is not None:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -176,19 +178,21 @@ def _target(leaf: Any) -> Any:
 
 
 def _sharding(leaf: Any) -> Any:
-    placed = _is_abstract(leaf) or getattr(leaf, "committed", False)
+    placed = is_abstract(leaf) or getattr(leaf, "committed", False)
     return leaf.sharding if placed else None
 
 
-def _is_abstract(leaf: Any) -> bool:
+def is_abstract(leaf: Any) -> bool:
+    """Whether a leaf is a shape without values."""
     return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of random keys."""
     return jnp.issubdtype(getattr(leaf, "dtype", float), jax.dtypes.prng_key)
 
 
-def _impl(key: Any) -> Any:
+def key_implementation(key: Any) -> str:
     """Returns the name of the generator of a key, which may be abstract."""
     names = []
     jax.eval_shape(lambda key: names.append(jax.random.key_impl(key)), key)
@@ -207,7 +211,8 @@ def _described(leaf: Any) -> str:
     return f"{jnp.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
 
 
-def _nested(leaves: Mapping[Name, Any]) -> dict[str, Any]:
+def nested(leaves: Mapping[Name, Any]) -> dict[str, Any]:
+    """Returns leaves by name as nested dictionaries."""
     tree: dict[str, Any] = {}
     for (*parents, last), leaf in leaves.items():
         node = tree
@@ -217,9 +222,10 @@ def _nested(leaves: Mapping[Name, Any]) -> dict[str, Any]:
     return tree
 
 
-def _flat(tree: Mapping[str, Any], start: Name = ()) -> dict[Name, Any]:
+def flat(tree: Mapping[str, Any], start: Name = ()) -> dict[Name, Any]:
+    """Returns the leaves of nested dictionaries by name."""
     leaves: dict[Name, Any] = {}
     for key, value in tree.items():
         name = (*start, key)
-        leaves |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
+        leaves |= flat(value, name) if isinstance(value, Mapping) else {name: value}
     return leaves

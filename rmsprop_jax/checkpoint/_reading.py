@@ -14,7 +14,7 @@ from etils import epath
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from . import _digests, _leaves
+from . import _digests, _first_version, _leaves, _manifest
 
 ARRAYS, REST = "state", "position"  # the two folders of a checkpoint
 
@@ -137,7 +137,14 @@ def read(path: Path, params: Any, opt_state: Any, settings: Any) -> Restored:
     _leaves.check(leaves, with_values=False)
     wanted = _leaves.to_read(leaves)
     handler = ocp.StandardCheckpointHandler()
-    _check_fit(path, handler.metadata(epath.Path(path / ARRAYS)).tree, wanted)
+    saved = handler.metadata(epath.Path(path / ARRAYS)).tree
+    manifest = _manifest.read(path)
+    if manifest is None:
+        wanted = _first_version.fitted(path, saved, wanted, leaves)
+        words = []
+    else:
+        words = _manifest.differences(manifest, leaves, opt_state)
+    _check_fit(path, saved, wanted, words)
     with ocp.Checkpointer(handler) as reader:
         arguments = ocp.args.StandardRestore(wanted)
         found = reader.restore(path / ARRAYS, args=arguments)
@@ -170,18 +177,23 @@ def _check_settings(path: Path, saved: Any, settings: Any) -> None:
     )
 
 
-def _check_fit(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_fit(
+    path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any], words: list[str]
+) -> None:
+    """Raises if the leaves differ; `words` are differences that were found before."""
     names = _leaves.differences(saved, wanted)
-    if not names:
+    if not names and not words:
         return
     advice = (
-        "If that is the state of another RMSProp, restore it as it was saved, `old = "
-        "checkpoints.restore(params, old_tx.init(params))`, and call "
+        "If that is the state of another transformation, restore it as it was saved, "
+        "`old = checkpoints.restore(params, old_tx.init(params))`, and call "
         "`rmsprop_jax.convert.migrate(old.opt_state, tx, params)`."
     )
-    if any(name[0] == "params" for name in names):
+    starts = {name[0] for name in names} | {word.split(".")[0] for word in words}
+    if any(start.startswith("params") for start in starts):
         advice = "Give parameters like those that were saved."
+    said = "; ".join([*words, *_leaves.in_words(names, saved, wanted)])
     raise ValueError(
         f"The checkpoint of step {path.name} in {path.parent} does not fit: "
-        f"{_leaves.in_words(names, saved, wanted)}. {advice}"
+        f"{said}. {advice}"
     )

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from . import _digests
+from . import _digests, _manifest
 from ._reading import ARRAYS, REST, steps_in
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # what Orbax adds to a name until it is complete
@@ -29,6 +29,7 @@ class Writer:
     def __init__(self, folder: Path, keep: int, damaged: Iterable[int]) -> None:
         self._folder = folder
         self._step: int | None = None  # what is being written
+        self._manifest: dict[str, Any] = {}
         if jax.process_index() == 0:
             for step in damaged:
                 aside = folder / f"{step}.damaged"
@@ -43,19 +44,25 @@ class Writer:
                 preservation_policy=checkpoint_managers.LatestN(keep),
                 # It runs when all files are there, just before the folder's move.
                 async_options=ocp.AsyncOptions(
-                    post_finalization_callback=self._write_digests
+                    post_finalization_callback=self._complete
                 ),
             ),
         )
 
-    def save(self, step: int, arrays: dict[str, Any], rest: dict[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        arrays: dict[str, Any],
+        rest: dict[str, Any],
+        manifest: dict[str, Any],
+    ) -> None:
         """Begins to write a checkpoint, when the one before is complete.
 
         Raises:
           OSError: if one of the two could not be written.
         """
         self.wait()
-        self._step = step
+        self._step, self._manifest = step, manifest
         items: dict[str, Any] = {
             ARRAYS: ocp.args.StandardSave(arrays),
             REST: ocp.args.JsonSave(rest),
@@ -87,8 +94,10 @@ class Writer:
         finally:
             self._manager.close()
 
-    def _write_digests(self) -> None:
-        _digests.write(self._folder / f"{self._step}{_UNFINISHED}")
+    def _complete(self) -> None:
+        folder = self._folder / f"{self._step}{_UNFINISHED}"
+        _manifest.write(folder, self._manifest)
+        _digests.write(folder)
 
     def _failed(self, error: Exception) -> OSError:
         """Returns the error that says so; what was written of it makes room."""

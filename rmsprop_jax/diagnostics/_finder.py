@@ -1,5 +1,6 @@
 """A learning-rate finder: all rates in one compiled program."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -66,6 +67,7 @@ def sweep_rates(
     Raises:
       ValueError: for a rate that is not positive, no rates or no batches, and
         an `at_once` below 1.
+      TypeError: for an `at_once` that is not an integer.
 
     Example:
       >>> import jax.numpy as jnp
@@ -87,8 +89,8 @@ def sweep_rates(
             f"must have the steps on its first axis: got {len(rates)} rates, first "
             f"axes {sorted(lengths)}."
         )
-    if at_once is not None and at_once < 1:
-        raise ValueError(f"`at_once` must be at least 1, got {at_once}.")
+    if at_once is not None:
+        at_once = _checks.integer("at_once", at_once, 1, sys.maxsize)
 
     def train(params: Any, batches: Any, rate: jax.Array) -> jax.Array:
         tx = make_tx(rate)

@@ -12,23 +12,41 @@ Where a framework divides by zero, as for a gradient of zero with ε = 0, the up
 and not NaN. Centred with a decay of 0 there is no variance: frameworks divide by ε
 alone or by rounding errors then, and a dialect takes g² for it. In JAX's 64-bit mode
 learning rates are float64; those of Keras have its `floatx`, so float32 by default.
-"""
 
-from . import _documentation
+| dialect | v₀ | ε | decay | learning rate | momentum | centred | weight decay |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| `torch` | 0 | 1e-08, outside | 0.99 | 0.01 | of directions | on request | coupled |
+| `timm` | 1 | 1e-10, in the root | 0.9 | 0.01 | of steps | on request | coupled, decoupled on request |
+| `sb3` | 1 | 1e-08, in the root | 0.99 | 0.01 | of directions | on request | coupled |
+| `bitsandbytes` | 0 | 1e-08, outside | 0.99 | 0.01 | none | no | coupled |
+| `mlx` | 0 | 1e-08, outside | 0.99 | required | none | no | none |
+| `tf1` | 1 | 1e-10, in the root | 0.9 | required | of steps | on request | none |
+| `keras` | 0 | 1e-07, in the root | 0.9 | 0.001 | of steps | on request | decoupled |
+| `tf_keras` | 0 | 1e-07, outside, with momentum in the root | 0.9 | 0.001 | of steps | on request | none |
+| `paddle` | 0 | 1e-06, in the root | 0.95 | required | of steps | on request | coupled |
+| `optax` | 0 | 1e-08, in the root | 0.9 | required | of steps | on request | none |
+| `jax_example` | 0 | 1e-08, in the root | 0.9 | required | of steps | no | none |
+| `hinton` | 0 | 0, in the root | 0.9 | 0.001 | none | no | none |
+| `graves` | 0 | 0.0001, in the root | 0.95 | 0.0001 | of steps, 0.9 | always | none |
+| `nature_dqn` | 0 | 0.01, in the root | 0.95 | 0.00025 | none | always | none |
+| `impala` | 1 | 0.1, in the root | 0.99 | 0.00048 | of steps | no | none |
+"""  # noqa: E501
+
 from ._jax import jax_example as jax_example
 from ._jax import optax as optax
+from ._keras import keras as keras
+from ._keras import tf_keras as tf_keras
 from ._papers import graves as graves
 from ._papers import hinton as hinton
 from ._papers import impala as impala
 from ._papers import nature_dqn as nature_dqn
-from ._tensorflow import keras as keras
+from ._table import table_of
 from ._tensorflow import paddle as paddle
 from ._tensorflow import tf1 as tf1
-from ._tensorflow import tf_keras as tf_keras
+from ._timm import timm as timm
 from ._torch import bitsandbytes as bitsandbytes
 from ._torch import mlx as mlx
 from ._torch import sb3 as sb3
-from ._torch import timm as timm
 from ._torch import torch as torch
 
 DIALECTS = {
@@ -49,8 +67,4 @@ def table() -> str:
       >>> print(dialects.table().splitlines()[0])
       | dialect | v₀ | ε | decay | learning rate | momentum | centred | weight decay |
     """
-    return _documentation.table(DIALECTS.values())
-
-
-_documentation.document(DIALECTS.values())
-__doc__ = f"{__doc__}\n{table()}\n"
+    return table_of(DIALECTS.values())

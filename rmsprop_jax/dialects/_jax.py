@@ -26,14 +26,27 @@ def jax_example(
 ) -> dict[str, Any]:
     """`rmsprop` and `rmsprop_momentum` of `jax.example_libraries.optimizers`.
 
-    {equation}
+    ::
+
+        v ← gamma·v + (1 − gamma)·g², from v = 0
+        u = g / √(v + eps)
+        b ← momentum·b + step_size·u
+        θ ← θ − b
 
     Args:
       step_size: the learning rate, a number or a schedule.
       gamma: the decay, in [0, 1).
       eps: at least 0, in units of the squared gradient.
       momentum: in [0, 1]; 0 is `rmsprop`, and `rmsprop_momentum` has 0.9 by default.
-      {shared}
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
+        for `rmsprop`, where they apply.
+
+    Returns:
+      The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
+
+    Raises:
+      ValueError: for a number out of its range.
+      TypeError: for an argument that it does not have, or of the wrong kind.
 
     Example:
       >>> import jax.numpy as jnp
@@ -70,7 +83,13 @@ def optax(
 ) -> dict[str, Any]:
     """`optax.rmsprop`, also where `rmsprop_jax.rmsprop` corrects it.
 
-    {equation}
+    ::
+
+        v ← decay·v + (1 − decay)·g², from v = 0
+        m ← decay·m + (1 − decay)·g, from m = 0  (where centered: v − m² for v below)
+        u = g / √(v + eps)
+        b ← momentum·b + learning_rate·u
+        θ ← θ − b
 
     The differences: with `bias_correction` Optax divides the initial value by
     1 − decayᵗ like the gradients, so what is left of it at step t is
@@ -89,7 +108,15 @@ def optax(
       momentum: in [0, 1], or None for no buffer.
       nesterov: whether the momentum is Nesterov's; needs `momentum`.
       bias_correction: whether to divide the averages by 1 − decayᵗ.
-      {shared}
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
+        for `rmsprop`, where they apply.
+
+    Returns:
+      The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
+
+    Raises:
+      ValueError: for a number out of its range.
+      TypeError: for an argument that it does not have, or of the wrong kind.
 
     Example:
       >>> import jax.numpy as jnp

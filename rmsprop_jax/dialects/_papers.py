@@ -22,14 +22,28 @@ def graves(
 ) -> dict[str, Any]:
     """Graves's RMSProp of 2013, the first centred one, made for LSTMs.
 
-    {equation}
+    ::
+
+        v ← decay·v + (1 − decay)·g², from v = 0
+        m ← decay·m + (1 − decay)·g, from m = 0
+        u = g / √(v − m² + eps)
+        b ← momentum·b + learning_rate·u
+        θ ← θ − b
 
     Args:
       learning_rate: a number or an Optax schedule.
       decay: in [0, 1).
       momentum: in [0, 1].
       eps: at least 0, in units of the squared gradient.
-      {shared}
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
+        for `rmsprop`, where they apply.
+
+    Returns:
+      The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
+
+    Raises:
+      ValueError: for a number out of its range.
+      TypeError: for an argument that it does not have, or of the wrong kind.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,12 +75,24 @@ def hinton(
 ) -> dict[str, Any]:
     """RMSProp as Hinton's lecture has it: no ε, no momentum.
 
-    {equation}
+    ::
+
+        v ← decay·v + (1 − decay)·g², from v = 0
+        u = g / √(v + 0)
+        θ ← θ − learning_rate·u
 
     Args:
       learning_rate: a number or an Optax schedule. The lecture names none.
       decay: in [0, 1).
-      {shared}
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
+        for `rmsprop`, where they apply.
+
+    Returns:
+      The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
+
+    Raises:
+      ValueError: for a number out of its range.
+      TypeError: for an argument that it does not have, or of the wrong kind.
 
     Example:
       >>> import jax.numpy as jnp
@@ -94,13 +120,26 @@ def nature_dqn(
 ) -> dict[str, Any]:
     """The RMSProp of the DQN that played Atari in Nature: centred, no momentum.
 
-    {equation}
+    ::
+
+        v ← decay·v + (1 − decay)·g², from v = 0
+        m ← decay·m + (1 − decay)·g, from m = 0
+        u = g / √(v − m² + eps)
+        θ ← θ − learning_rate·u
 
     Args:
       learning_rate: a number or an Optax schedule.
       decay: in [0, 1); the paper's "gradient momentum" and "squared gradient momentum".
       eps: at least 0, in units of the squared gradient; "min squared gradient".
-      {shared}
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
+        for `rmsprop`, where they apply.
+
+    Returns:
+      The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
+
+    Raises:
+      ValueError: for a number out of its range.
+      TypeError: for an argument that it does not have, or of the wrong kind.
 
     Example:
       >>> import jax.numpy as jnp
@@ -129,14 +168,27 @@ def impala(
 ) -> dict[str, Any]:
     """The RMSProp of IMPALA: TF1's, with a large ε.
 
-    {equation}
+    ::
+
+        v ← decay·v + (1 − decay)·g², from v = 1
+        u = g / √(v + epsilon)
+        b ← momentum·b + learning_rate·u
+        θ ← θ − b
 
     Args:
       learning_rate: a number or an Optax schedule.
       decay: in [0, 1).
       momentum: in [0, 1]; 0 keeps no buffer.
       epsilon: at least 0, in units of the squared gradient.
-      {shared}
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
+        for `rmsprop`, where they apply.
+
+    Returns:
+      The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
+
+    Raises:
+      ValueError: for a number out of its range.
+      TypeError: for an argument that it does not have, or of the wrong kind.
 
     Example:
       >>> import jax.numpy as jnp

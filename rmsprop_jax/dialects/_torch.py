@@ -28,7 +28,14 @@ def torch(
 ) -> dict[str, Any]:
     """`torch.optim.RMSprop`: ε outside the root, momentum of directions.
 
-    {equation}
+    ::
+
+        g ← g + weight_decay·θ
+        v ← alpha·v + (1 − alpha)·g², from v = 0
+        m ← alpha·m + (1 − alpha)·g, from m = 0  (where centered: v − m² for v below)
+        u = g / (√v + eps)
+        b ← momentum·b + u
+        θ ← θ − lr·b
 
     Args:
       lr: the learning rate, a number or an Optax schedule.
@@ -39,7 +46,15 @@ def torch(
       centered: whether to subtract the squared mean.
       capturable, foreach, differentiable: torch's implementation; no effect here.
       maximize: whether to ascend; the weight decay is still towards zero.
-      {shared}
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
+        for `rmsprop`, where they apply.
+
+    Returns:
+      The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
+
+    Raises:
+      ValueError: for a number out of its range.
+      TypeError: for an argument that it does not have, or of the wrong kind.
 
     Example:
       >>> import jax.numpy as jnp
@@ -79,7 +94,14 @@ def sb3(
 ) -> dict[str, Any]:
     """`RMSpropTFLike` of Stable-Baselines3: torch's, but v starts at 1, ε in the root.
 
-    {equation}
+    ::
+
+        g ← g + weight_decay·θ
+        v ← alpha·v + (1 − alpha)·g², from v = 1
+        m ← alpha·m + (1 − alpha)·g, from m = 0  (where centered: v − m² for v below)
+        u = g / √(v + eps)
+        b ← momentum·b + u
+        θ ← θ − lr·b
 
     Stable-Baselines3's A2C uses `torch.optim.RMSprop` unless it is told otherwise, by
     `policy_kwargs=dict(optimizer_class=RMSpropTFLike)`: that is
@@ -92,7 +114,15 @@ def sb3(
       weight_decay: coupled (L2): added to the gradient, times the parameter.
       momentum: in [0, 1]; 0 keeps no buffer.
       centered: whether to subtract the squared mean.
-      {shared}
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
+        for `rmsprop`, where they apply.
+
+    Returns:
+      The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
+
+    Raises:
+      ValueError: for a number out of its range.
+      TypeError: for an argument that it does not have, or of the wrong kind.
 
     Example:
       >>> import jax.numpy as jnp
@@ -118,109 +148,6 @@ def sb3(
     )
 
 
-@dialect({"nesterov": "timm's RMSpropTF has no Nesterov momentum"})
-def timm(
-    lr: Rate = 1e-2,
-    alpha: float = 0.9,
-    eps: float = 1e-10,
-    weight_decay: float = 0,
-    momentum: float = 0.0,
-    centered: bool = False,
-    decoupled_decay: bool = False,
-    corrected_weight_decay: bool = False,
-    lr_in_momentum: bool = True,
-    caution: bool = False,
-    foreach: bool | None = None,
-    *,
-    max_lr_snapshot: float | None = None,
-    **options: Unpack[Options],
-) -> dict[str, Any]:
-    """`RMSpropTF` of timm: like TF1's, with three kinds of weight decay, and caution.
-
-    {equation}
-
-    With `decoupled_decay` θ ← θ − lr·weight_decay·θ instead of the first line; with
-    `corrected_weight_decay` too, lr²/max_lr_snapshot in the place of lr there.
-
-    Args:
-      lr: the learning rate, a number or an Optax schedule.
-      alpha: the decay, in [0, 1).
-      eps: at least 0, in units of the squared gradient.
-      weight_decay: a number, at least 0.
-      momentum: in [0, 1]; 0 keeps no buffer.
-      centered: whether to subtract the squared mean.
-      decoupled_decay: whether weight decay acts on the parameters, not the gradient.
-      corrected_weight_decay: whether it falls with the square of the learning rate;
-        only where decoupled.
-      lr_in_momentum: whether the buffer gathers steps (TF) or directions (torch).
-      caution: whether momentum that points against the gradient is left out, as
-        `cautious` of `rmsprop`; no effect without momentum.
-      foreach: chooses timm's implementation; no effect here.
-      max_lr_snapshot: the learning rate that timm's constructor got, the peak of its
-        schedule; by default lr, or its value at step 0, which has to be its peak.
-      {shared}
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from rmsprop_jax import dialects
-      >>> tx = dialects.timm(0.016, 0.9, eps=1e-3, weight_decay=1e-5, momentum=0.9)
-      >>> params = jnp.zeros(1)
-      >>> updates, state = tx.update(jnp.ones(1), tx.init(params), params)
-      >>> print(f"{updates[0]:.4f}")  # from v = 1
-      -0.0160
-
-    References:
-      timm.optim.RMSpropTF in timm 1.0.31.
-    """
-    del foreach
-    mode, rate = "coupled", unless_zero(weight_decay)
-    if decoupled_decay and rate is not None:
-        mode = "decoupled"
-        if corrected_weight_decay:
-            mode = "independent"
-            rate = _corrected(lr, rate, _peak(lr, max_lr_snapshot))
-    return dict(
-        learning_rate=lr,
-        decay=alpha,
-        eps=eps,
-        initial_scale=1.0,
-        centered=centered,
-        momentum=unless_zero(momentum),
-        learning_rate_in_momentum=lr_in_momentum,
-        cautious=caution and not is_zero(momentum),
-        weight_decay=rate,
-        weight_decay_mode=mode,
-        **options,
-    )
-
-
-def _peak(lr: Any, max_lr_snapshot: Any) -> Any:
-    """Returns the learning rate that timm's correction compares with."""
-    if max_lr_snapshot is None and callable(lr):
-        try:
-            max_lr_snapshot = lr(0)
-            rises = any(lr(count) > max_lr_snapshot for count in (1, 10, 100, 1000))
-        except Exception as error:
-            raise ValueError(
-                "`corrected_weight_decay` compares `lr` with its peak, and this "
-                "schedule has no value before a run: pass its peak, `max_lr_snapshot`."
-            ) from error
-        if rises:
-            raise ValueError(
-                "`corrected_weight_decay` compares `lr` with its peak, and this "
-                "schedule rises after step 0: pass its peak, `max_lr_snapshot`."
-            )
-    peak = lr if max_lr_snapshot is None else max_lr_snapshot
-    _checks.hyperparameter("max_lr_snapshot", peak, "finite and greater than 0")
-    return peak
-
-
-def _corrected(lr: Any, weight_decay: Any, peak: Any) -> Any:
-    if callable(lr):
-        return lambda count: lr(count) * (lr(count) / peak) * weight_decay
-    return lr * (lr / peak) * weight_decay
-
-
 _NO_BUFFER = (
     "bitsandbytes' RMSprop accepts `momentum` and ignores it (0.50.2), and so does "
     "this dialect: use dialects.torch for momentum"
@@ -242,7 +169,12 @@ def bitsandbytes(
 ) -> dict[str, Any]:
     """`bitsandbytes.optim.RMSprop` with its 32-bit state: ε outside, no momentum.
 
-    {equation}
+    ::
+
+        g ← g + weight_decay·θ
+        v ← alpha·v + (1 − alpha)·g², from v = 0
+        u = g / (√v + eps)
+        θ ← θ − lr·u
 
     It takes `momentum` as bitsandbytes does, and ignores it as bitsandbytes does, with
     a warning.
@@ -256,7 +188,15 @@ def bitsandbytes(
       centered: has to be False.
       optim_bits: has to be 32.
       args, min_8bit_size: for 8-bit state; no effect here.
-      {shared}
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
+        for `rmsprop`, where they apply.
+
+    Returns:
+      The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
+
+    Raises:
+      ValueError: for a number out of its range.
+      TypeError: for an argument that it does not have, or of the wrong kind.
       NotImplementedError: for centered=True, alpha=0 (bitsandbytes refuses these, too)
         and optim_bits=8.
 
@@ -314,13 +254,25 @@ def mlx(
 ) -> dict[str, Any]:
     """`mlx.optimizers.RMSprop`: ε outside the root, and nothing else.
 
-    {equation}
+    ::
+
+        v ← alpha·v + (1 − alpha)·g², from v = 0
+        u = g / (√v + eps)
+        θ ← θ − learning_rate·u
 
     Args:
       learning_rate: a number or an Optax schedule.
       alpha: the decay, in [0, 1).
       eps: greater than 0, in units of the gradient.
-      {shared}
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
+        for `rmsprop`, where they apply.
+
+    Returns:
+      The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
+
+    Raises:
+      ValueError: for a number out of its range.
+      TypeError: for an argument that it does not have, or of the wrong kind.
 
     Example:
       >>> import jax.numpy as jnp

@@ -22,7 +22,8 @@ def state_sharding(
 
     An array of the state that belongs to a parameter, which is to say that the path of
     the parameter is the end of its own and their shapes are equal, gets the sharding of
-    the parameter. Everything else, counts for example, is replicated.
+    the parameter, its `memory_kind` included. Everything else, counts for example, is
+    replicated, in the memory of the devices.
 
     Args:
       tx: any Optax transformation, of ours or not, or a chain.
@@ -179,7 +180,7 @@ def _sharded(
         if spec is None:
             whole.append(jax.tree_util.keystr(path))
             return owner.sharding
-        return NamedSharding(mesh, spec)
+        return owner.sharding.update(spec=spec)
 
     state = jax.eval_shape(tx.init, params)
     return map_with_owner(follow, state, placed), whole
@@ -219,5 +220,9 @@ def _split(
 def _constrained(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
     """Returns a traced array with a sharding, on meshes of either kind."""
     if AxisType.Explicit in sharding.mesh.axis_types:
-        return jax.sharding.reshard(leaf, sharding)
-    return jax.lax.with_sharding_constraint(leaf, sharding)
+        leaf = jax.sharding.reshard(leaf, sharding)
+    else:
+        leaf = jax.lax.with_sharding_constraint(leaf, sharding)
+    # Neither of them moves an array to another kind of memory (jax 0.10.2).
+    at_home = sharding.memory_kind in (None, "device")
+    return leaf if at_home else jax.device_put(leaf, sharding)

@@ -32,9 +32,13 @@ def bound(axes: tuple[str, ...]) -> bool:
 
 
 def part_size(size: int, devices: int) -> int:
-    """Returns how many elements of a flat array a device has, padding included."""
+    """Returns how many elements of a flat array a device has, padding included.
+
+    An empty array counts as one block of padding: JAX reduces no empty arrays, and
+    forgets how they are sharded, so that a step would compile twice.
+    """
     block = math.lcm(BLOCK, devices)
-    return -(-size // block) * block // devices
+    return max(1, -(-size // block)) * block // devices
 
 
 def own(axes: tuple[str, ...], x: jax.Array) -> jax.Array:

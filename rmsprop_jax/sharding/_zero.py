@@ -48,9 +48,9 @@ def zero(
 
     Raises:
       TypeError: if `axis_name` is no name.
-      ValueError: if there is no such axis where `init` or `update` is called, or if
-        gradients were already summed over it (take them with respect to
-        ``jax.lax.pcast(params, axis_name, to="varying")``).
+      ValueError: if it names an axis twice, if there is no such axis where `init` or
+        `update` is called, or if gradients were already summed over it (take them with
+        respect to ``jax.lax.pcast(params, axis_name, to="varying")``).
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -139,10 +139,11 @@ def clip_by_global_norm(
       >>> tx = sharding.zero(optax.chain(clip, rmsprop(0.1)), "data")
     """
     _checks.number("max_norm", max_norm, "finite and at least 0")
+    axes = names(axis_name)
 
     def update(updates: optax.Updates, params: optax.Params | None = None) -> Any:
         del params
-        norms = jax.lax.all_gather(optax.tree.norm(updates), names(axis_name))
+        norms = jax.lax.all_gather(optax.tree.norm(updates), axes)
         norm = optax.tree.norm(norms)
 
         def clipped(g: jax.Array) -> jax.Array:

@@ -54,6 +54,8 @@ def names(axis_name: Any) -> tuple[str, ...]:
             "`axis_name` must be the name of a mesh axis, or a tuple of names, got "
             f"{axis_name!r}."
         )
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"`axis_name` names an axis twice: {axis_name!r}.")
     return axes
 
 
