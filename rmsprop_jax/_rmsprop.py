@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from . import _chain, _checks, _round_params, storage
-from ._rms import RmsState, rms
+from ._rms import rms
 from ._signature import factory
+from ._state import RmsState
 
 WEIGHT_DECAY_MODES = ("coupled", "decoupled", "independent")
 
@@ -136,13 +137,10 @@ def rmsprop(
       (https://arxiv.org/abs/2411.16085). The arguments are those of `optax.rmsprop`
       in Optax 0.2.8; those after ``*`` are ours.
     """
-    if callable(learning_rate):
+    if learning_rate is not None:
+        accepted = "a number" if callable(learning_rate) else "finite"
         _checks.hyperparameter(
-            "learning_rate", learning_rate, "a number", or_schedule=True
-        )
-    elif learning_rate is not None:
-        _checks.hyperparameter(
-            "learning_rate", learning_rate, "finite", or_schedule=True
+            "learning_rate", learning_rate, accepted, or_schedule=True
         )
     _checks.flag("maximize", maximize)
     rounds_momentum = storage.is_narrow(
@@ -235,7 +233,7 @@ def _weight_decay_rate(learning_rate: Any, weight_decay: Any, mode: str) -> Any:
     _checks.hyperparameter(
         "weight_decay", weight_decay, "finite and at least 0", or_schedule=True
     )
-    if isinstance(weight_decay, int | float) and weight_decay == 0:
+    if _checks.is_zero(weight_decay):
         return None
     if mode != "decoupled" or learning_rate is None:
         return weight_decay
