@@ -146,10 +146,16 @@ def add_params(
         decaying = _map(like_update, updates, _chosen(mask, params))
         scaled, state = scale.update(decaying, state)
 
-        def plus(u: jax.Array, s: Any) -> jax.Array:
-            return u if s is None else u.astype(s.dtype) + s
+        def plus(path: Any, u: jax.Array, p: Any, s: Any) -> tuple[Any, Any]:
+            del p
+            if s is None:
+                return u, s
+            _leaves.same_kind(path, "gradient", u, "parameter", s)
+            if s.shape != u.shape:
+                raise _matching.too_large(path, s.shape, u.shape)
+            return u.astype(s.dtype) + s, s
 
-        return _map(plus, updates, scaled), state
+        return _leaves.each(plus, updates, None, scaled)[0], state
 
     return optax.GradientTransformation(init, update)
 
