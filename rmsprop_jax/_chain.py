@@ -214,7 +214,7 @@ def in_wide_dtype(
     *,
     step_of: Callable[[Any], Any] | None,
     maximize: bool,
-    needs_params: bool,
+    needs_params: str | None,
     follows: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """Runs `inner` in float32 or wider, then returns to the dtypes of the caller.
@@ -226,7 +226,7 @@ def in_wide_dtype(
       inner: the chain.
       step_of: finds the number of updates done in the state, for elements that round.
       maximize: whether to negate the gradients.
-      needs_params: whether `inner` reads the parameters.
+      needs_params: the argument because of which `inner` reads the parameters, if any.
       follows: whether the state is in float64 only where parameters are.
     """
 
@@ -237,19 +237,19 @@ def in_wide_dtype(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         del extra_args
-        if needs_params and params is None:
+        if needs_params is not None and params is None:
             raise ValueError(
-                "`weight_decay` needs the parameters: call update(gradients, state, "
+                f"`{needs_params}` needs the parameters: call update(gradients, state, "
                 "params)."
             )
         if not isinstance(state, tuple | list) or hasattr(state, "_fields"):
             raise _matching.wrong_state("rmsprop", state, tuple)
-        if needs_params:
+        if needs_params is not None:
             _matching.same_tree("gradients", updates, "params", params)
         steps, state = inner.update(
             _leaves.widened(updates, negate=maximize),
             state,
-            params if needs_params else None,
+            None if needs_params is None else params,
             **({} if step_of is None else {"step": step_of(state)}),
         )
         return _leaves.finished(steps, updates, params, follows=follows), state

@@ -132,6 +132,11 @@ def transformation(name: str, value: Any) -> None:
         )
 
 
+def is_zero(value: Any) -> bool:
+    """Whether a hyperparameter is off for good: not where it is an array, or traced."""
+    return isinstance(value, int | float | np.generic) and value == 0
+
+
 def is_normal(value: Any) -> bool:
     """Whether a number is known, and not under float64's and float32's normal ones."""
     if value is None or isinstance(value, jax.Array):

@@ -31,6 +31,7 @@ TRANSFORMATIONS = {
     "multi-steps": optax.MultiSteps(rmsprop(0.1), 2).gradient_transformation(),
     "injected": optax.inject_hyperparams(rmsprop)(0.1, momentum=0.9),
     "rounded": optax.chain(rmsprop(0.1, nu_dtype="uint8"), rounding.round_params()),
+    "remainder": rmsprop(0.1, nu_dtype="uint8", round_params="remainder"),
 }  # fmt: skip
 
 

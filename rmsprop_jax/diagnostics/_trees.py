@@ -17,19 +17,25 @@ def names(state: optax.OptState) -> list[str]:
     return list(accumulators(state)[0])
 
 
-def accumulators(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns all `nu`, and all `mu` where centred, by the name of their leaf."""
+def accumulators(state: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Returns all `nu`, and all `mu` where centred, by the name of their leaf.
+
+    The third are the exponents where the ranges of one-byte codes begin.
+    """
     found = [node for node in jax.tree.leaves(state, is_leaf=_is_rms) if _is_rms(node)]
     if not found:
         raise ValueError(
             "`state` has no state of RMSProp: pass what `init` or `update` of "
             "`rmsprop`, `scale_by_rms` or a chain with one of them returned."
         )
-    nus, mus = {}, {}
+    nus, mus, lowest = {}, {}, {}
     for node in found:
-        nus |= by_path(node.nu)
+        named = by_path(node.nu)
+        nus |= named
         mus |= by_path(getattr(node, "mu", None))
-    return nus, mus
+        if getattr(node, "lowest", None) is not None:
+            lowest |= dict.fromkeys(named, node.lowest)
+    return nus, mus, lowest
 
 
 def by_path(tree: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from .. import _checks
+from .._checks import is_zero as is_zero
 from .._injection import of_python
 from .._rmsprop import rmsprop
 from .._signature import canonical, factory
@@ -29,6 +30,7 @@ class Options(TypedDict, total=False):
     mu_dtype: Any
     accumulator_dtype: Any
     seed: Any
+    round_params: Any
     weight_decay_mask: Any
 
 
@@ -120,11 +122,6 @@ def _are_parameters(value: Any) -> bool:
     """Whether a first argument is what other frameworks take there."""
     several = (Iterator, list, tuple, Mapping)
     return isinstance(value, several) or hasattr(value, "parameters")
-
-
-def is_zero(value: Any) -> bool:
-    """Whether a hyperparameter is off for good: not where it is an array, or traced."""
-    return isinstance(value, int | float | np.generic) and value == 0
 
 
 def unless_zero(value: Any) -> Any:

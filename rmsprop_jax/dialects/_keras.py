@@ -64,8 +64,8 @@ def keras(
         shows in float64 only. torch multiplies the parameters by 1 − learning_rate ·
         weight_decay, rounded to the dtype of the learning rate: in float32 that is 1,
         and so no decay, where the product is less than 3e-8.
-      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-        for `rmsprop`, where they apply.
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+        weight_decay_mask: as for `rmsprop`, where they apply.
 
     Returns:
       The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
@@ -167,8 +167,8 @@ def tf_keras(
         then each gradient's norm or that of all gradients, but not both norms.
       lr: the old name of learning_rate.
       decay: that of the learning rate, which is divided by 1 + decay·step; at least 0.
-      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-        for `rmsprop`, where they apply.
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+        weight_decay_mask: as for `rmsprop`, where they apply.
 
     Returns:
       The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
