@@ -117,15 +117,18 @@ def key_of(step: jax.Array, seed: jax.Array) -> jax.Array:
 
 def check_seed(seed: Any) -> None:
     """Raises unless `seed` is an integer: Python's, NumPy's, JAX's or a traced one."""
-    is_array = isinstance(seed, np.ndarray | jax.Array)
-    if is_array and jnp.issubdtype(seed.dtype, jnp.integer) and seed.ndim == 0:
+    hint = " Of a key of `jax.random` take `jax.random.bits(key)`."
+    check_integer("seed", seed, hint)
+
+
+def check_integer(name: str, value: Any, hint: str = "") -> None:
+    """Raises unless a value is one integer, which may be traced."""
+    is_array = isinstance(value, np.ndarray | jax.Array)
+    if is_array and jnp.issubdtype(value.dtype, jnp.integer) and value.ndim == 0:
         return
-    if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return
-    raise TypeError(
-        f"`seed` must be an integer, got {seed!r}. Of a key of `jax.random` take "
-        "`jax.random.bits(key)`."
-    )
+    raise TypeError(f"`{name}` must be an integer, got {value!r}.{hint}")
 
 
 @contextlib.contextmanager

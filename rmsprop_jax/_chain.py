@@ -14,19 +14,42 @@ from . import _bits, _checks, _leaves, _matching, storage
 from ._placement import placed
 
 
-def scale(rate: Any, sign: int) -> optax.GradientTransformation:
-    """Multiplies by a number or a schedule, in the dtype of what it multiplies."""
+def scale(name: str, rate: Any, sign: int) -> optax.GradientTransformation:
+    """Multiplies by a number or a schedule, in the dtype of what it multiplies.
+
+    The state is that of `optax.scale_by_schedule`, or empty.
+    """
     if rate is None:
         return optax.identity()
-    if callable(rate):
-        schedule: Callable[..., Any] = rate
-        return optax.scale_by_schedule(lambda count: sign * schedule(count))
+    if not callable(rate):
+        return optax.stateless(
+            lambda updates, params: _times(name, sign, rate, updates)
+        )
 
-    def scaled(updates: optax.Updates, params: Any) -> optax.Updates:
-        rates = cache(partial(jnp.asarray, sign * rate))
-        return jax.tree.map(lambda u: rates(u.dtype) * u, updates)
+    def init(params: optax.Params) -> optax.ScaleByScheduleState:
+        del params
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
 
-    return optax.stateless(scaled)
+    def update(
+        updates: optax.Updates, state: Any, params: Any = None
+    ) -> tuple[optax.Updates, Any]:
+        del params
+        _matching.state_of(name, state, optax.ScaleByScheduleState)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        scaled = _times(name, sign, rate(state.count), updates)
+        return scaled, optax.ScaleByScheduleState(count=count)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _times(name: str, sign: int, rate: Any, updates: optax.Updates) -> optax.Updates:
+    if jnp.issubdtype(getattr(rate, "dtype", float), jnp.unsignedinteger):
+        rate = rate.astype(float)  # these have no sign
+    if np.ndim(rate):
+        for path, u in jax.tree_util.tree_leaves_with_path(updates):
+            _matching.fits(path, u, name, rate)
+    rates = cache(partial(jnp.asarray, sign * rate))
+    return jax.tree.map(lambda u: rates(u.dtype) * u, updates)
 
 
 def momentum(
@@ -73,7 +96,7 @@ def momentum(
         def leaf(path: Any, u: jax.Array, p: Any, stored: Any) -> Any:
             _leaves.same_kind(path, "gradient", u, "momentum", stored)
             rate = rates(_leaves.like(stored, _leaves.arithmetic_dtype(u, stored)))
-            _matching.fits(path, u, [rate])
+            _matching.fits(path, u, "momentum", rate)
             bits = None if source is None else source(path, "momentum", stored)
             return accumulate(rate, bits, u, stored)
 
@@ -161,8 +184,6 @@ def add_params(
             if s is None:
                 return u, s
             _leaves.same_kind(path, "gradient", u, "parameter", s)
-            if s.shape != u.shape:
-                raise _matching.too_large(path, s.shape, u.shape)
             return u.astype(s.dtype) + s, s
 
         return _leaves.each(plus, updates, None, scaled)[0], state

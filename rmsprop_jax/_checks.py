@@ -124,6 +124,16 @@ def flag(name: str, value: Any) -> None:
         raise TypeError(f"`{name}` must be True or False, got {given!r}.")
 
 
+def arrays(name: str, tree: Any) -> None:
+    """Raises for the first leaf of `tree` that is no array, and no shape of one."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not (hasattr(leaf, "dtype") and hasattr(leaf, "size")):
+            raise TypeError(
+                f"`{name}` must be a tree of arrays, got {leaf!r} at "
+                f"{jax.tree_util.keystr(path) or 'its root'}."
+            )
+
+
 def transformation(name: str, value: Any) -> None:
     """Raises unless `value` is a transformation, not the function that makes one."""
     if not callable(getattr(value, "init", None)):

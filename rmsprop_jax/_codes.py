@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import _format
+from . import _checks, _format
 from ._format import LOWEST, Format, is_code
 from ._state import RmsState
 
@@ -99,6 +99,8 @@ def _of_states(function: Any, tree: Any) -> Any:
     """Maps the states of RMSProp in a tree; where there are none, its arrays."""
     nodes = jax.tree.leaves(tree, is_leaf=_is_state)
     states = any(map(_is_state, nodes))
+    if not states:
+        _checks.arrays("tree", tree)
     return jax.tree.map(
         lambda x: function(x) if _is_state(x) or not states else x,
         tree,

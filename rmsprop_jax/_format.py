@@ -3,7 +3,9 @@
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from . import _checks
 
@@ -56,11 +58,12 @@ def uint8(lowest: float = 2.0**-44) -> Format:
       dtype('uint8')
     """
     _checks.number("lowest", lowest, "a number")
+    lowest = float(lowest)
     if not 2.0**-126 <= lowest <= 2.0**64:
         raise ValueError(
             f"`lowest` must be a number from 2**-126 to 2**64, got {lowest!r}."
         )
-    return Format(jnp.dtype(jnp.uint8), math.frexp(float(lowest))[1] - 1)
+    return Format(jnp.dtype(jnp.uint8), math.frexp(lowest)[1] - 1)
 
 
 def as_format(name: str, dtype: Any, *, unsigned: bool = False) -> Format:
@@ -82,6 +85,8 @@ def as_format(name: str, dtype: Any, *, unsigned: bool = False) -> Format:
         return form
     accepted = _UNSIGNED if unsigned else _SIGNED
     try:
+        if isinstance(dtype, np.generic | np.ndarray | jax.Array):
+            raise TypeError  # NumPy and JAX would take its own
         dtype = jnp.dtype(dtype if form is None else form.dtype)
     except TypeError:
         raise TypeError(

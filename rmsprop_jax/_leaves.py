@@ -119,8 +119,6 @@ def finished(steps: Any, updates: Any, params: Any, *, follows: bool) -> Any:
         leaves, treedef.flatten_up_to(steps), known, strict=True
     ):
         if g is not None:
-            if step.shape != jnp.shape(g):
-                raise _matching.too_large(path, step.shape, jnp.shape(g))
             dtype = update_dtype(path, jax.typeof(g), p, step if follows else g)
             if step.dtype.itemsize < 4:
                 dtype = step.dtype  # `round_params` has rounded it

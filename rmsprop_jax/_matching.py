@@ -160,21 +160,20 @@ def _of_precision(dtype: Any) -> tuple[Any, ...]:
     return dtype, jnp.dtype(jnp.complex128 if wide else jnp.complex64)
 
 
-def fits(path: Any, leaf: Any, numbers: Any) -> None:
-    """Raises if a hyperparameter is an array that would change the shape of a leaf."""
+def fits(path: Any, leaf: Any, name: str, *numbers: Any) -> None:
+    """Raises if a hyperparameter is an array that does not broadcast to a leaf."""
     for number in numbers:
         shape = () if number is None else jnp.shape(number)
-        if shape and jnp.broadcast_shapes(shape, leaf.shape) != leaf.shape:
-            raise too_large(path, jnp.broadcast_shapes(shape, leaf.shape), leaf.shape)
-
-
-def too_large(path: Any, came: Any, shape: Any) -> ValueError:
-    """Returns the error for an array that would change the shape of a leaf."""
-    return ValueError(
-        f"A hyperparameter is an array that makes {came} of "
-        f"{_where('gradients', path)}, which has shape {shape}: use numbers, or arrays "
-        "that broadcast to every leaf."
-    )
+        try:
+            fitting = jnp.broadcast_shapes(shape, leaf.shape) == leaf.shape
+        except ValueError:
+            fitting = False
+        if not fitting:
+            raise ValueError(
+                f"`{name}` is an array of shape {shape}, which does not broadcast to "
+                f"{_where('gradients', path)} of shape {leaf.shape}: use a number, or "
+                "an array that broadcasts to every leaf."
+            )
 
 
 def _where(what: str, path: Any) -> str:

@@ -159,7 +159,7 @@ def rmsprop(
         seed=seed,
         counts=rounds_momentum,
     )
-    chain: list[Any] = [scale_by_rms, _chain.scale(learning_rate, -1)]
+    chain: list[Any] = [scale_by_rms, _chain.scale("learning_rate", learning_rate, -1)]
     buffer = _chain.momentum(momentum, nesterov, accumulator_dtype, seed)
     _checks.flag("learning_rate_in_momentum", learning_rate_in_momentum)
     before_buffer = 2 if learning_rate_in_momentum else 1
@@ -177,7 +177,9 @@ def rmsprop(
         coupled = weight_decay_mode == "coupled"
         decayed = _chain.add_params(
             # Off the parameters, so along with updates that a later element negates.
-            _chain.scale(rate, 1 if coupled or learning_rate is None else -1),
+            _chain.scale(
+                "weight_decay", rate, 1 if coupled or learning_rate is None else -1
+            ),
             weight_decay_mask,
         )
         chain.insert(0 if coupled else len(chain), decayed)

@@ -8,6 +8,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
+
 from ._injection import Hidden, HyperparameterSignature
 
 P = ParamSpec("P")
@@ -71,10 +73,8 @@ def factory(
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         refuse(kwargs)
-        for name, value in kwargs.items():
-            if isinstance(value, Hidden):
-                kwargs[name] = value.function
-        return function(*args, **kwargs)
+        given: Any = {name: _unwrapped(value) for name, value in kwargs.items()}
+        return function(*map(_unwrapped, args), **given)  # pyright: ignore
 
     signature.factory, signature.refuse = wrapper, refuse
     signature.python_float = python_float
@@ -82,6 +82,17 @@ def factory(
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     wrapper.__annotations__["return"] = returned
     return wrapper
+
+
+def _unwrapped(value: Any) -> Any:
+    """Returns an argument as the function takes it."""
+    if isinstance(value, Hidden):
+        return value.function
+    # JAX knows no floats that are longer than float64.
+    is_long = (
+        isinstance(value, np.generic | np.ndarray) and value.dtype == np.longdouble
+    )
+    return value.astype(np.float64) if is_long else value
 
 
 def canonical(name: str) -> str:

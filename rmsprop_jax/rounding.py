@@ -5,6 +5,7 @@ rounding to nearest loses every change under half a step: an average in bfloat16
 and so do parameters. These may also keep what they lose, in one byte.
 """
 
+import sys
 from typing import Any, cast
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _bits, _grid
+from . import _bits, _checks, _grid
 from ._bits import in_pieces as in_pieces
 from ._grid import to_bfloat16 as to_bfloat16
 from ._grid import to_float16 as to_float16
@@ -42,6 +43,9 @@ def random_bits(
     Returns:
       A uint32 array of that shape.
 
+    Raises:
+      TypeError: if `shape` is no tuple of integers, or a number is no integer.
+
     Example:
       >>> from rmsprop_jax import rounding
       >>> rounding.random_bits((2,), step=0, seed=1)
@@ -51,11 +55,19 @@ def random_bits(
       The finaliser is lowbias32 of Chris Wellons, Prospecting for Hash Functions, 2018
       (https://nullprogram.com/blog/2018/07/31/).
     """
+    shape = _shape(shape)
+    _bits.check_integer("step", step)
     _bits.check_seed(seed)
     if not isinstance(seed, jax.Array):
         seed = np.uint32(int(cast(Any, seed)) % 2**32)
     step, seed = (jnp.asarray(x).astype(jnp.uint32) for x in (step, seed))
     return _bits.bits(shape, _bits.key_of(step, seed), jnp.uint32(0))
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, tuple | list):
+        raise TypeError(f"`shape` must be a tuple of integers, got {shape!r}.")
+    return tuple(_checks.integer("shape", n, 0, sys.maxsize) for n in shape)
 
 
 def merge(params: optax.Params, state: Any) -> optax.Params:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import _codes, _format, _grid, _leaves
+from . import _checks, _codes, _format, _grid, _leaves
 from ._codes import decode as decode
 from ._codes import encode as encode
 from ._codes import lowest_of as lowest_of
@@ -94,6 +94,7 @@ def sizes(state: Any) -> dict[str, int]:
       >>> storage.sizes(jax.eval_shape(tx.init, {"w": jnp.ones((10, 10))}))
       {'[0].count': 4, "[0].nu['w']": 100, '[0].lowest': 4}
     """
+    _checks.arrays("state", state)
     return {
         jax.tree_util.keystr(path): leaf.size * jnp.dtype(leaf.dtype).itemsize
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)

@@ -7,7 +7,7 @@ valid wherever a number is.
 
 import inspect
 import re
-from pathlib import Path
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -53,11 +53,9 @@ FREE = {
     **{(name, "name"): ["x"] for name in ("tf1", "keras", "tf_keras", "paddle")},
     **{(name, "weight_decay_mask"): [{}] for name in FACTORIES},
 }
-# Numbers without a range: they rise, fall, or have no effect.
-ANY = {"lr": [-1], "learning_rate": [-1], "step_size": [-1], "seed": [-1]} | dict.fromkeys(
-    ("max_lr_snapshot", "min_8bit_size", "ema_momentum", "ema_overwrite_frequency"),
-    NUMBERS,
-)
+RATES = ("lr", "learning_rate", "step_size")
+# Numbers without a range, or without an effect.
+ANY = dict.fromkeys((*RATES, "seed"), [-1]) | {"ema_momentum": NUMBERS}
 
 
 def told(name, call, kind=(TypeError, ValueError, NotImplementedError)):
@@ -119,8 +117,252 @@ def test_scalars_of_numpy_and_jax_are_numbers(dialect):
         elif isinstance(parameter.default, float):
             for kind in (*SCALARS, np.asarray, jnp.asarray):
                 step(**beside, **{name: kind(0.25)})
-    rate = next(n for n in (*needed, *parameters) if n in ("lr", "learning_rate", "step_size", "decay"))
+    rate = next(n for n in parameters if n in (*RATES, "decay"))
     needed.pop(rate, None)
     value = 0 if rate == "decay" else 1
     for kind in INTEGERS:
         np.testing.assert_allclose(step(**{rate: kind(value)}), step(**{rate: value}))
+
+
+NAN = float("nan")
+W = jnp.ones(3)
+TREE = {"w": jnp.ones((2, 3)), "b": W}
+TX = rmsprop(0.1)
+STATE = TX.init(W)
+BATCHES = jnp.ones((5, 3))
+
+
+def step(tx, params=W, gradients=None, state=None):
+    gradients = params if gradients is None else gradients
+    return tx.update(gradients, tx.init(params) if state is None else state, params)
+
+
+def on_a_mesh():
+    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def loss(w, x):
+    return jnp.mean((w * x) ** 2)
+
+
+def sweep(rates=(0.1,), loss=loss, make=rmsprop, batches=BATCHES, **options):
+    return diagnostics.sweep_rates(loss, W, make, rates, batches, **options)
+
+
+def saved(step=1, params=W, state=STATE, position=None, **options):
+    with Checkpoints("never-made", **options) as checkpoints:
+        checkpoints.save(step, params, state, position)
+
+
+def masked(mask):
+    return lambda: step(rmsprop(0.1, weight_decay=0.1, weight_decay_mask=mask), TREE)
+
+
+def arrays(name, **options):
+    """An array of two where a number belongs, for a leaf without axes and one of 3."""
+
+    def call(x, params):
+        return step(rmsprop(**{"learning_rate": 0.1, name: x, **options}), params)
+
+    return [
+        (name, partial(call, x, params))
+        for x in (jnp.full(2, 0.5), np.full((2, 1), 0.5))
+        for params in (jnp.float32(1), W)
+    ]
+
+
+# The word that the error has in backticks, and the call.
+CALLS = [
+    # rmsprop, scale_by_rms: arguments that need or exclude each other
+    ("momentum", lambda: rmsprop(0.1, nesterov=True)),
+    ("momentum", lambda: rmsprop(0.1, cautious=True)),
+    ("momentum", lambda: rmsprop(0.1, accumulator_dtype="float32")),
+    ("centered", lambda: rmsprop(0.1, mu_dtype="float32")),
+    ("weight_decay", lambda: rmsprop(0.1, weight_decay_mask={"a": True})),
+    ("weight_decay", lambda: rmsprop(0.1, weight_decay_mode="decoupled")),
+    ("weight_decay_mode", lambda: rmsprop(0.1, weight_decay_mode="L2")),
+    ("bias_correction", lambda: rmsprop(0.1, decay.power(), bias_correction=True)),
+    ("nu_dtype", lambda: rmsprop(0.1, nu_dtype="float16")),
+    ("nu_dtype", lambda: rmsprop(0.1, nu_dtype=np.float32(0.5))),
+    ("nu_dtype", lambda: rmsprop(0.1, nu_dtype=jnp.ones(3))),
+    ("mu_dtype", lambda: rmsprop(0.1, centered=True, mu_dtype="uint8")),
+    ("accumulator_dtype", lambda: rmsprop(0.1, momentum=0.9, accumulator_dtype=7)),
+    ("learning_rate", lambda: rmsprop(lr=0.1)),
+    ("decay", lambda: rmsprop(0.1, decya=0.9)),
+    ("learning_rate", lambda: rmsprop(lambda count: None)),
+    ("learning_rate", lambda: rmsprop(lambda count: "x")),
+    ("learning_rate", lambda: rmsprop(optax.sgd(0.1))),
+    ("decay", lambda: rmsprop(0.1, lambda count: 1.5)),
+    ("eps", lambda: rmsprop(0.1, eps=lambda count: 1e-8)),
+    # masks
+    ("weight_decay_mask", masked({"x": True})),
+    ("weight_decay_mask", masked({"w": 1.0, "b": 0.0})),
+    ("weight_decay_mask", masked({"w": jnp.array(True), "b": jnp.array(False)})),
+    ("weight_decay_mask", masked("w")),
+    ("weight_decay_mask", masked(lambda: 1)),
+    ("weight_decay_mask", masked(lambda params: None)),
+    ("weight_decay_mask", masked(lambda params: params)),
+    # states
+    ("momentum", lambda: step(rmsprop(0.1, momentum=0.9), state=STATE)),
+    ("momentum", lambda: step(TX, state=rmsprop(0.1, momentum=0.9).init(W))),
+    ("nu_dtype", lambda: step(TX, state=rmsprop(0.1, nu_dtype="uint8").init(W))),
+    ("nu_dtype", lambda: step(rmsprop(0.1, nu_dtype="uint8"), state=STATE)),
+    ("centered", lambda: step(rmsprop(0.1, centered=True), state=STATE)),
+    ("learning_rate", lambda: step(rmsprop(lambda count: 0.1), state=STATE)),
+    ("rmsprop", lambda: TX.update(W, None)),
+    ("rmsprop", lambda: TX.update(W, STATE[0])),
+    ("rmsprop", lambda: TX.update(STATE, W)),
+    ("scale_by_rms", lambda: step(scale_by_rms(), state=STATE)),
+    ("weight_decay", lambda: rmsprop(0.1, weight_decay=0.1).update(W, STATE)),
+    # arrays that are too large
+    *arrays("learning_rate"),
+    *arrays("decay"),
+    *arrays("eps"),
+    *arrays("eps", eps_in_sqrt=False),
+    *arrays("initial_scale"),
+    *arrays("momentum"),
+    *arrays("weight_decay"),
+    *arrays("weight_decay", weight_decay_mode="independent"),
+    ("learning_rate", lambda: step(rmsprop(lambda count: jnp.ones(2)))),
+    ("learning_rate", lambda: step(rmsprop(lambda count: jnp.ones(2)), jnp.ones(()))),
+    ("decay", lambda: step(rmsprop(0.1, lambda count: jnp.full(2, 0.5)))),
+    # decay
+    *[
+        ("decay", lambda f=f, x=x: f(x))
+        for f in (decay.constant, decay.debiased)
+        for x in (1.0, -1, NAN, "x", None, True, [0.9], decay.power())
+    ],
+    *[("exponent", lambda x=x: decay.power(x)) for x in (0, -1, NAN, "x", None, True)],
+    # storage and rounding
+    *[("lowest", lambda x=x: storage.uint8(x)) for x in (0, -1, NAN, "x", True, None)],
+    *[("tree", lambda x=x: storage.decode(x)) for x in ([1, 2], "x", {"a": 1.0})],
+    *[
+        ("tree", lambda x=x: storage.encode(x, "uint8"))
+        for x in ([1.0], jnp.ones(2, jnp.uint16))
+    ],
+    *[
+        ("nu_dtype", lambda x=x: storage.encode(W, x))
+        for x in ("int8", "x", 3, np.ones(2))
+    ],
+    ("nu_dtype", lambda: storage.decode(W, "float16")),
+    ("state", lambda: storage.sizes("x")),
+    ("state", lambda: storage.sizes({"a": object()})),
+    *[
+        ("seed", lambda x=x: rounding.round_params(x))
+        for x in ("x", 1.5, True, None, jnp.ones(2, int))
+    ],
+    ("form", lambda: rounding.round_params(form="nearest")),
+    *[("shape", lambda x=x: rounding.random_bits(x, 0, 0)) for x in (3, "ab", (1.5,))],
+    *[("step", lambda x=x: rounding.random_bits((2,), x, 0)) for x in (1.5, "x", None)],
+    *[("seed", lambda x=x: rounding.random_bits((2,), 0, x)) for x in (1.5, "x", None)],
+    # sharding
+    *[
+        ("axis_name", lambda x=x: sharding.zero(TX, x))
+        for x in (None, 0, (), ["data"], ("data", 1), ("data", "data"))
+    ],
+    ("tx", lambda: sharding.zero("data", "data")),
+    ("tx", lambda: sharding.zero(rmsprop, "data")),
+    ("tx", lambda: sharding.zero_state(rmsprop, W, "data")),
+    ("tx", lambda: sharding.init(W, TX)),
+    ("tx", lambda: sharding.state_sharding(rmsprop, W, on_a_mesh())),
+    ("tx", lambda: sharding.left_whole(None, W, on_a_mesh(), zero_axis="data")),
+    ("shardings", lambda: sharding.init(TX, TREE, {"w": on_a_mesh()})),
+    ("shardings", lambda: sharding.init(TX, W)),
+    ("zero_axis", lambda: sharding.init(TX, W, on_a_mesh(), zero_axis="x")),
+    *[
+        ("max_norm", lambda x=x: sharding.clip_by_global_norm(x, "data"))
+        for x in (-1, NAN, "1", None)
+    ],
+    ("axis_name", lambda: sharding.clip_by_global_norm(1.0, None)),
+    # diagnostics
+    ("factory", lambda: diagnostics.watch(TX)),
+    ("eps", lambda: diagnostics.watch(optax.sgd)),
+    *[("also", lambda x=x: diagnostics.watch(rmsprop, also=x)) for x in (("x",), 3)],
+    ("also", lambda: diagnostics.watch(rmsprop, also="params")),
+    *[
+        ("quantiles", lambda x=x: diagnostics.watch(rmsprop, quantiles=x))
+        for x in ((2,), "a", (), 0.5, (NAN,), (None,))
+    ],
+    *[
+        (name, lambda name=name, x=x: diagnostics.values(STATE, **{name: x}))
+        for name, values in {
+            "eps": (-1, NAN, "x"),
+            "learning_rate": ("x", NAN, lambda count: 0.1, [0.1]),
+            "nu_dtype": ("foo",),
+            "quantiles": ((2,),),
+        }.items()
+        for x in values
+    ],
+    *[
+        ("rates", lambda x=x: sweep(x))
+        for x in ([], [0.0], ["x"], [NAN], [[0.1, 0.2]], [1e39], [1e-50], None)
+    ],
+    ("batches", lambda: sweep(batches=jnp.float32(1))),
+    ("batches", lambda: sweep(batches=(BATCHES, jnp.ones(4)))),
+    ("make_tx", lambda: sweep(make=TX)),
+    ("loss", lambda: sweep(loss=lambda w, x: w * x)),
+    *[("at_once", lambda x=x: sweep(at_once=x)) for x in (0, 1.5, "x", True)],
+    # checkpoint
+    *[
+        ("step", lambda x=x: saved(x))
+        for x in (1.5, 2.0, "3", True, None, NAN, -1, 10**30, np.float32(3))
+    ],
+    *[("keep", lambda x=x: saved(keep=x)) for x in (0, 1.5, True, None, "x")],
+    *[("folder", lambda x=x: Checkpoints(x)) for x in (None, 3, "", "gs://x", b"x")],
+    *[("settings", lambda x=x: saved(settings=x)) for x in ([1], "abc", 3)],
+    *[
+        ("position", lambda x=x: saved(position=x))
+        for x in (object(), np.ones(2), {"a": NAN}, {1: 2}, {2}, 1j)
+    ],
+    # convert
+    *[
+        ("step", lambda x=x: convert.migrate(STATE, TX, W, step=x))
+        for x in (-1, -5, 1.5, "x", True, 2**40, 2**31, NAN)
+    ],
+    *[("state", lambda x=x: convert.migrate(x, TX, W)) for x in ({}, None, "x", W)],
+    *[
+        ("tx", lambda x=x: convert.migrate(STATE, x, W))
+        for x in (rmsprop, None, "x", optax.sgd(0.1))
+    ],
+    *[
+        ("decay", lambda x=x: convert.migrate(STATE, TX, W, decay=x))
+        for x in (1.5, "x", NAN, True, -0.1)
+    ],
+    ("b1", lambda: convert.migrate(STATE, TX, W, b1=1.0)),
+    ("learning_rate", lambda: convert.migrate(STATE, TX, W, learning_rate=-1.0)),
+    ("nu_dtype", lambda: convert.migrate(STATE, TX, W, nu_dtype="foo")),
+    ("old_nu_dtype", lambda: convert.migrate(STATE, TX, W, old_nu_dtype=3)),
+    ("old_tx", lambda: convert.migrate(STATE, TX, W, old_tx=rmsprop)),
+    ("hyperparameters", lambda: convert.export(STATE, W, "torch", None)),
+    ("hyperparameters", lambda: convert.export(STATE, W, "torch", "x")),
+    ("lr", lambda: convert.export(STATE, W, "torch", {"learning_rate": 0.1})),
+    ("dialect", lambda: convert.export(STATE, W, "tourch", {})),
+    ("framework", lambda: convert.load({"state": {}}, W, framework="tourch")),
+]
+
+
+@pytest.mark.parametrize("number", range(len(CALLS)))
+def test_a_malformed_call_names_the_argument(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, call = CALLS[number]
+    assert told(name, call) is None
+    assert not any(tmp_path.iterdir())  # nothing was begun, either
+
+
+def test_scalars_of_numpy_and_jax_elsewhere(tmp_path):
+    for kind in (*SCALARS, np.asarray, jnp.asarray):
+        half = kind(0.5)
+        decay.constant(half), decay.debiased(half), decay.power(half)
+        storage.uint8(half)
+        sharding.clip_by_global_norm(half, "data")
+        diagnostics.values(STATE, learning_rate=half, eps=half)
+        diagnostics.watch(rmsprop, quantiles=(half,))
+        sweep([half])
+        convert.migrate(STATE, TX, W, decay=half, learning_rate=half)
+    for kind in (*INTEGERS, np.asarray, jnp.asarray):
+        rounding.round_params(kind(3))
+        rounding.random_bits((kind(2),), kind(1), kind(3))
+        sweep(at_once=kind(1))
+        Checkpoints(tmp_path, keep=kind(2))
+        convert.migrate(STATE, TX, W, step=kind(3))
