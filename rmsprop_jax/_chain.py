@@ -1,13 +1,11 @@
 """The elements that `rmsprop` chains around `scale_by_rms`."""
 
-import inspect
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from . import _bits, _checks, _leaves, _matching, storage
@@ -45,7 +43,7 @@ def scale(name: str, rate: Any, sign: int) -> optax.GradientTransformation:
 def _times(name: str, sign: int, rate: Any, updates: optax.Updates) -> optax.Updates:
     if jnp.issubdtype(getattr(rate, "dtype", float), jnp.unsignedinteger):
         rate = rate.astype(float)  # these have no sign
-    if np.ndim(rate):
+    if jnp.ndim(rate):
         for path, u in jax.tree_util.tree_leaves_with_path(updates):
             _matching.fits(path, u, name, rate)
     rates = cache(partial(jnp.asarray, sign * rate))
@@ -153,81 +151,9 @@ def cautious(
         updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
         steps, state = inner.update(updates, state, params, **extra_args)
-        return _map(along, steps, updates), state
+        return mapped(along, steps, updates), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
-def add_params(
-    scale: optax.GradientTransformation, mask: Any
-) -> optax.GradientTransformation:
-    """Adds the parameters that the mask chooses, scaled, to the updates."""
-
-    def init(params: optax.Params) -> optax.OptState:
-        if jax.tree.leaves(params):  # not where `tree_map_params` asks what is whose
-            _chosen(mask, params)
-        return scale.init(params)
-
-    def like_update(u: jax.Array, p: Any) -> Any:
-        if p is None:
-            return None
-        return jnp.asarray(p, _leaves.like(p, _leaves.arithmetic_dtype(u)))
-
-    def update(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, Any]:
-        decaying = _map(like_update, updates, _chosen(mask, params))
-        scaled, state = scale.update(decaying, state)
-
-        def plus(path: Any, u: jax.Array, p: Any, s: Any) -> tuple[Any, Any]:
-            del p
-            if s is None:
-                return u, s
-            _leaves.same_kind(path, "gradient", u, "parameter", s)
-            return u.astype(s.dtype) + s, s
-
-        return _leaves.each(plus, updates, None, scaled)[0], state
-
-    return optax.GradientTransformation(init, update)
-
-
-def check_mask(mask: Any) -> None:
-    """Raises unless a mask is a tree of booleans, a function of one tree, or None."""
-    if callable(mask):
-        try:
-            inspect.signature(mask).bind(None)
-        except TypeError as error:
-            raise ValueError(
-                "`weight_decay_mask` is a function, but does not take the parameters "
-                f"alone: {error}."
-            ) from error
-        except ValueError:  # some functions have no signature
-            return
-    elif not all(isinstance(on, bool | np.bool_) for on in jax.tree.leaves(mask)):
-        raise ValueError(
-            "`weight_decay_mask` must be a tree of booleans like the parameters, or a "
-            f"function that returns one, got {mask!r}."
-        )
-
-
-def _chosen(mask: Any, params: Any) -> Any:
-    """Returns the parameters with None for those that a mask leaves out."""
-    if mask is None:
-        return params
-    chosen = mask(params) if callable(mask) else mask
-    try:
-        if not all(isinstance(on, bool | np.bool_) for on in jax.tree.leaves(chosen)):
-            raise ValueError(f"got {chosen!r}")
-        return jax.tree.map(
-            lambda on, part: part if on else jax.tree.map(lambda _: None, part),
-            chosen,
-            params,
-        )
-    except ValueError as error:
-        raise ValueError(
-            "`weight_decay_mask` must be a tree of booleans like the parameters, or a "
-            f"function that returns one: {error}"
-        ) from error
 
 
 def in_wide_dtype(
@@ -278,7 +204,7 @@ def in_wide_dtype(
     return optax.GradientTransformationExtraArgs(placed(inner.init), update)
 
 
-def _map(function: Callable[..., Any], updates: Any, *rest: Any) -> Any:
+def mapped(function: Callable[..., Any], updates: Any, *rest: Any) -> Any:
     """`jax.tree.map` in which None, a parameter without a gradient, stays None."""
     return jax.tree.map(
         lambda u, *others: None if u is None else function(u, *others),

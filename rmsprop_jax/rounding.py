@@ -5,7 +5,6 @@ rounding to nearest loses every change under half a step: an average in bfloat16
 and so do parameters. These may also keep what they lose, in one byte.
 """
 
-import sys
 from typing import Any, cast
 
 import jax
@@ -67,7 +66,7 @@ def random_bits(
 def _shape(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, tuple | list):
         raise TypeError(f"`shape` must be a tuple of integers, got {shape!r}.")
-    return tuple(_checks.integer("shape", n, 0, sys.maxsize) for n in shape)
+    return tuple(_checks.integer("shape", n, 0, 2**31 - 1) for n in shape)
 
 
 def merge(params: optax.Params, state: Any) -> optax.Params:

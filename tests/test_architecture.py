@@ -55,6 +55,7 @@ MAP = {
     "sharding._follow": {"_checks", "_placement"},
     "sharding.__init__": {"_follow", "_zero", "_zero_state"},
     "_chain": {"_bits", "_checks", "_leaves", "_matching", "_placement", "storage"},
+    "_weight_decay": {"_chain", "_checks", "_leaves", "_matching"},
     "_rmsprop": {
         "_checks",
         "_chain",
@@ -62,6 +63,7 @@ MAP = {
         "_round_params",
         "_signature",
         "_state",
+        "_weight_decay",
         "storage",
     },
     "dialects._dialect": {"_checks", "_injection", "_signature", "_rmsprop"},
