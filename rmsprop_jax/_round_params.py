@@ -113,7 +113,8 @@ def round_params(
             raise ValueError(
                 f"`form` is {form!r}, but the state has "
                 f"{'no' if keeps else 'a'} remainder: it is of the other form. "
-                "`rmsprop_jax.convert.migrate` makes one of the other."
+                "`rmsprop_jax.convert.migrate(state, tx, params)` makes one of the "
+                "other."
             )
 
         source = _bits.sources(params, ("params",), state.count, seed)
@@ -122,6 +123,8 @@ def round_params(
             grid = grid_of(path, p)
             if grid is None:
                 return u, remainder
+            if not jnp.issubdtype(u.dtype, jnp.inexact):
+                raise _matching.not_floating("updates", path, u)
             _leaves.same_kind(path, "update", u, "parameter", p)
             return _rounded(source(path, "params", p), u, p, remainder, grid=grid)
 

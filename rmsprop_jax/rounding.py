@@ -55,6 +55,8 @@ def random_bits(
       (https://nullprogram.com/blog/2018/07/31/).
     """
     shape = _shape(shape)
+    if not isinstance(step, jax.Array):
+        step = _checks.integer("step", step, 0, 2**32 - 1)
     _bits.check_integer("step", step)
     _bits.check_seed(seed)
     if not isinstance(seed, jax.Array):

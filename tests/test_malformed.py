@@ -256,7 +256,7 @@ CALLS = [
     ],
     ("form", lambda: rounding.round_params(form="nearest")),
     *[("shape", lambda x=x: rounding.random_bits(x, 0, 0)) for x in (3, "ab", (1.5,))],
-    *[("step", lambda x=x: rounding.random_bits((2,), x, 0)) for x in (1.5, "x", None)],
+    *[("step", lambda x=x: rounding.random_bits((2,), x, 0)) for x in (1.5, "x", -1)],
     *[("seed", lambda x=x: rounding.random_bits((2,), 0, x)) for x in (1.5, "x", None)],
     # sharding
     *[

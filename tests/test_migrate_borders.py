@@ -135,6 +135,19 @@ def test_an_element_that_has_values_of_its_own_is_named():
         migrate(new.init(PARAMS), rmsprop(0.1), PARAMS)
 
 
+def test_remainders_of_parameters_come_and_go():
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    plain, kept = rmsprop(0.1), rmsprop(0.1, round_params="remainder")
+    state = migrate(plain.init(params), kept, params, step=STEPS)
+    assert state[-1].count == STEPS
+    _, state = kept.update(params, state, params)
+    assert any(x.any() for x in jax.tree.leaves(state[-1].remainder))
+    for new in (plain, rmsprop(0.1, round_params=True, nu_dtype="uint8")):
+        with pytest.warns(UserWarning, match=r"remainders .*rounding\.merge"):
+            found = migrate(state, new, params)
+        new.update(params, found, params)
+
+
 STORED = {
     "plain": (optax.rmsprop(0.1), rmsprop(0.1)),
     "momentum": (optax.rmsprop(0.1, momentum=0.9), rmsprop(0.1, momentum=0.9)),

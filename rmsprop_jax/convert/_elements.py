@@ -1,5 +1,6 @@
 """What stands around RMSProp in a state: which leaves go on, start, or may go."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -92,10 +93,17 @@ def with_others(new: Any, state: Any, step: int | None) -> Any:
     _check_accumulated(old, new)
     whole = jax.tree_util.tree_map_with_path(kept, new, is_leaf=is_kind)
     left = [
-        ".".join(name)
+        name
         for name, leaves in old.items()
         if len(leaves) > taken.get(name, -1) + 1 and name[0] not in (*_STARTS, *_COUNTS)
     ]
+    if any(name[0] == "remainder" for name in left):
+        warnings.warn(
+            "The remainders of the parameters are left out, which is what rounding has "
+            "lost of each; `rounding.merge(params, state)` has them.",
+            stacklevel=3,
+        )
+    left = [".".join(name) for name in left if name[0] != "remainder"]
     if left:
         raise ValueError(
             f"The state has {', '.join(left)}, which would be lost: `tx` has no place "

@@ -32,13 +32,14 @@ def migrate(
     They may differ in `nu_dtype`, `mu_dtype` and `accumulator_dtype`, in momentum,
     centring, schedules, bias correction and weight decay, and one or both may be of
     Optax, `optax.rmsprop`, `optax.scale_by_rms` or `optax.scale_by_stddev`, inside any
-    chain; also `optax.adam` and `optax.adamw`, whose `nu` is the same average. `nu`
+    chain; also `optax.adam` and `optax.adamw`, whose `nu` is the same average, but not
+    `adamax` and `yogi`, which use the class of Adam's state for something else. `nu`
     keeps its values, rounded to nearest where it becomes narrower; every schedule goes
     on from the number of updates done; a momentum or a mean that the state does not
     have starts at zero, one that `tx` does not have is left out. `watch`,
-    `optax.inject_hyperparams`, `optax.apply_if_finite` and `optax.MultiSteps` may come
-    and go. States of other elements of the chain stay what they are. `translate` does
-    the same between dialects, with their hyperparameters.
+    `optax.inject_hyperparams`, `optax.apply_if_finite`, `optax.MultiSteps` and
+    `round_params` may come and go. States of other elements of the chain stay what they
+    are. `translate` does the same between dialects, with their hyperparameters.
 
     Args:
       state: the state, as the transformation that made it has it, or as Flax and Orbax
@@ -67,7 +68,8 @@ def migrate(
         another kind, or lacks what `tx` needs; the error names it.
 
     Warns:
-      UserWarning: if Adam's mean is left out, or starts at zero.
+      UserWarning: if Adam's mean is left out, or starts at zero; if the remainders of
+        `round_params` are left out.
 
     Example:
       >>> import jax.numpy as jnp, optax

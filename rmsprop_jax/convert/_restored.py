@@ -44,7 +44,8 @@ def in_classes(state: Any) -> Any:
         return _of_fields(dict(state))
     if isinstance(state, tuple) and hasattr(state, "_fields"):
         fields = getattr(state, "_asdict")()  # noqa: B009, pyright knows no _asdict
-        if {"nu", "trace"} & set(fields):
+        is_known = type(state).__module__.startswith("optax.")  # and no RMSProp's
+        if {"nu", "trace"} & set(fields) and not is_known:
             return _of_fields(fields)
         return type(state)(**{k: _below(k, value) for k, value in fields.items()})
     if isinstance(state, list | tuple):
