@@ -132,7 +132,8 @@ def gradients(updates: Any, name: str, accumulators: Any, dtype: Any) -> None:
             raise not_floating("gradients", path, g)
         if jnp.shape(g) != getattr(stored, "shape", None):
             same_tree("gradients", updates, what, accumulators)
-        if stored.dtype not in (_WIDE if dtype is None else _of_precision(dtype)):
+        wide = _REAL if name == "nu" else _WIDE
+        if stored.dtype not in (wide if dtype is None else _of_precision(dtype)):
             raise wrong_dtype(path, name, stored, dtype)
 
 
@@ -145,12 +146,13 @@ def wrong_dtype(path: Any, name: str, stored: Any, dtype: Any) -> TypeError:
     return TypeError(
         f"{where} is {stored.dtype}, but this "
         f"transformation keeps it in {expected}: it comes from other options, or from "
-        "Optax with narrow parameters. Make a state of it with "
+        "Optax with narrow or complex parameters. Make a state of it with "
         "`rmsprop_jax.convert.migrate(state, tx, params, ...)`."
     )
 
 
-_WIDE = tuple(map(jnp.dtype, ("float32", "float64", "complex64", "complex128")))
+_REAL = tuple(map(jnp.dtype, ("float32", "float64")))
+_WIDE = (*_REAL, *map(jnp.dtype, ("complex64", "complex128")))
 
 
 def _of_precision(dtype: Any) -> tuple[Any, ...]:

@@ -112,6 +112,8 @@ def test_gathered_gradients_are_not_lost():
     kept = migrate(state, optax.MultiSteps(rmsprop(0.1, nu_dtype="uint8"), 4), PARAMS)
     assert kept.mini_step == 2
     assert_close(kept.acc_grads, state.acc_grads)
+    with pytest.raises(ValueError, match="2 gathered gradients, and `tx` gathers 2"):
+        migrate(state, optax.MultiSteps(rmsprop(0.1), 2), PARAMS)
 
 
 def test_changed_hyperparameters_stay_and_rounded_ones_do_not():
@@ -251,6 +253,30 @@ def test_bfloat16_averages_of_optax_become_float32():
     assert {x.dtype for x in jax.tree.leaves(after)} == {jnp.dtype("float32")}
 
 
+def test_complex_averages_of_optax_become_real():
+    params = {"z": jnp.asarray([1 + 1j, -1j])}
+    old, new = optax.rmsprop(0.1), rmsprop(0.1)
+    _, state = old.update(params, old.init(params))
+    expected, _ = old.update(params, state)
+    with pytest.raises(TypeError, match=r"nu\['z'\] is complex64.*convert\.migrate"):
+        new.update(params, state, params)
+    found = migrate(state, new, params)
+    assert found[0].nu["z"].dtype == jnp.float32
+    assert_close(new.update(params, found, params)[0], expected, 1e-6)
+
+
+def test_a_traced_state_is_named():
+    new = rmsprop(0.1, nu_dtype="uint8")
+    with pytest.raises(TypeError, match=r"`state` .* traced: .*outside of `jax\.jit`"):
+        jax.jit(lambda state: migrate(state, new, PARAMS, step=1))(ran(rmsprop(0.1)))
+
+
+def test_a_state_of_the_class_of_another_average_is_no_rmsprops():
+    for old in (optax.adabelief(0.1), optax.novograd(0.1), optax.amsgrad(0.1)):
+        with pytest.raises(ValueError, match="`state` has no average"):
+            migrate(old.init(PARAMS), rmsprop(0.1), PARAMS, decay=0.9)
+
+
 ADAMS = {"adam": optax.adam(0.1, b2=0.99), "adamw": optax.adamw(0.1, b2=0.99)}
 
 
@@ -300,8 +326,21 @@ def test_adam_needs_its_b2_and_a_momentum_for_its_mean():
         migrate(state, rmsprop(0.1), PARAMS, decay=0.999, b1=0.9)
     with pytest.raises(ValueError, match="pass `step`"):
         migrate(ran(rmsprop(0.1)), optax.adam(0.1), PARAMS, decay=0.999)
-    with pytest.raises(ValueError, match="neither is RMSProp"):
+    with pytest.raises(ValueError, match=r"`state` has no average.*not RMSProp"):
         migrate(state, optax.adam(0.1), PARAMS, decay=0.999)
+
+
+def test_adam_beside_rmsprop_stays_what_it_is():
+    labels = {"w": "rms", "b": "adam", "s": "adam"}
+    old, new = (
+        optax.partition({"rms": rms, "adam": optax.adam(0.1)}, labels)
+        for rms in (optax.rmsprop(0.1), rmsprop(0.1, nu_dtype="uint8"))
+    )
+    state = ran(old)
+    found = migrate(state, new, PARAMS, step=STEPS)
+    adam, kept = (x.inner_states["adam"] for x in (state, found))
+    jax.tree.map(np.testing.assert_array_equal, kept, adam)
+    assert rms_of(found).nu["w"].dtype == jnp.uint8
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import jax
 import optax
+from jax.core import Tracer
 
 from .. import _checks, storage
 from . import _adam, _restored
@@ -82,6 +84,12 @@ def migrate(
       >>> print(state[0].nu["w"], state[1].count, state[2].trace["w"])
       [0.1 0.1 0.1] 1 [0. 0. 0.]
     """
+    for leaf in jax.tree.leaves((state, params)):
+        if isinstance(leaf, Tracer):
+            raise TypeError(
+                "`state` or `params` are traced: call `migrate` outside of `jax.jit`, "
+                "once, before the run goes on."
+            )
     step = None if step is None else _checks.integer("step", step, 0, _MOST_STEPS)
     for name, value in {"decay": decay, "b1": b1}.items():
         if value is not None:
@@ -97,12 +105,13 @@ def migrate(
     state = in_default_memory(given)
     done = steps_done(state) if step is None else step
     target, rate = fresh, None
-    if _adam.has_adam(state) and _adam.has_adam(fresh):
-        raise ValueError("`state` and `tx` are both Adam's, neither is RMSProp.")
-    if _adam.has_adam(state):
+    is_adams, is_for_adam = _adam.has_adam(state), _adam.has_adam(fresh)
+    if is_adams and is_for_adam:  # beside RMSProp, say, it stays what it is
+        is_adams = is_for_adam = False
+    if is_adams:
         rate = _rate_of(fresh, b1, learning_rate)
         state = _adam.as_rms(state, _needed(decay), b1, rate)
-    if _adam.has_adam(fresh):
+    if is_for_adam:
         rate = _rate_of(state, b1, learning_rate)
         target = _adam.standing_in(fresh, b1, rate is not None)
     names = _checked_names(state, target)
@@ -110,6 +119,7 @@ def migrate(
     if any("WithCount" in type(x).__name__ for _, x in (*nodes(state), *nodes(target))):
         _needed(decay)
     whole = with_others(target, state, done)
+    _check_gathered(tx, whole)
     if done is None and (has_counts(target) or target is not fresh):
         raise ValueError(
             "The state does not say how many updates were done, and `tx` counts them: "
@@ -132,6 +142,19 @@ def _initial(name: str, tx: Any, params: Any) -> Any:
     """Returns the initial state of a transformation, checked."""
     _checks.transformation(name, tx)
     return tx.init(params)
+
+
+def _check_gathered(tx: Any, state: Any) -> None:
+    """Checks that MultiSteps, where it is outermost, has not yet gathered too much."""
+    every = getattr(tx, "_every_k_schedule", None)  # Optax 0.2.8 has no public name
+    if every is None or not isinstance(state, optax.MultiStepsState):
+        return
+    gathered, most = int(state.mini_step), int(every(state.gradient_step))
+    if gathered and gathered >= most:
+        raise ValueError(
+            f"The state has {gathered} gathered gradients, and `tx` gathers {most}: "
+            "migrate when mini_step is 0."
+        )
 
 
 def _needed(decay: float | None) -> float:

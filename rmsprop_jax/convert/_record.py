@@ -248,9 +248,9 @@ def drain(state: Any, dialect: str, groups: tuple[Group, ...]) -> Record:
                 square = square + np.square(np.abs(mu))
             dtype = _leaves.arithmetic_dtype(nu)
             if mu is None:
-                found[name] = Slots(square.astype(dtype))
+                found[name] = Slots(np.real(square).astype(dtype))
             else:
-                found[name] = Slots(square, mu.astype(_leaves.like(mu, dtype)))
+                found[name] = Slots(np.real(square), mu.astype(_leaves.like(mu, dtype)))
     for node in nodes:
         if isinstance(node, optax.TraceState):
             for name, trace in names_of(node.trace).items():
