@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -149,7 +150,9 @@ def _check_gathered(tx: Any, state: Any) -> None:
     every = getattr(tx, "_every_k_schedule", None)  # Optax 0.2.8 has no public name
     if every is None or not isinstance(state, optax.MultiStepsState):
         return
-    gathered, most = int(state.mini_step), int(every(state.gradient_step))
+    gathered, most = (
+        np.asarray(x).item() for x in (state.mini_step, every(state.gradient_step))
+    )
     if gathered and gathered >= most:
         raise ValueError(
             f"The state has {gathered} gathered gradients, and `tx` gathers {most}: "
