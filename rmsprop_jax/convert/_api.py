@@ -85,8 +85,9 @@ def load(
     Args:
       source: a path: .pt, .pth (torch, timm, Stable-Baselines3, bitsandbytes; needs
         torch, and executes no pickled code), .safetensors (those, or ours), .keras or
-        .weights.h5, the prefix of a TF1 checkpoint, .msgpack or .npz (Optax); or the
-        content of one, such as torch's `optimizer.state_dict()`, or an Optax state.
+        .weights.h5, the prefix of a TF1 checkpoint, .msgpack, .npz or a folder of Orbax
+        (Optax); or the content of one, such as torch's `optimizer.state_dict()`, or an
+        Optax state.
       params: the parameters, or their `jax.ShapeDtypeStruct`s: any tree, a Flax NNX
         model or a Linen `TrainState`.
       weights: the function with which you move the weights: it takes the source's
@@ -106,8 +107,7 @@ def load(
       strict: whether what would be assumed is an error.
       **hyperparameters: the dialect's arguments that replace the source's, such as a
         learning-rate schedule, or that it does not hold; a tuple is one for each group.
-        A state of Optax shows neither `nesterov` nor `eps_in_sqrt`: give them where the
-        run had them.
+        A state of Optax shows neither `nesterov` nor `eps_in_sqrt`: give them.
 
     Returns:
       A `Restored`: ``state`` goes on under ``optimizer``, which is the dialect with
