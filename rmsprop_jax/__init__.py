@@ -12,8 +12,8 @@ from . import dialects as dialects
 from . import rounding as rounding
 from . import sharding as sharding
 from . import storage as storage
-from ._rms import RmsState as RmsState
 from ._rmsprop import rmsprop as rmsprop
+from ._state import RmsState as RmsState
 from ._transform import scale_by_rms as scale_by_rms
 
 __version__ = "0.2.0"

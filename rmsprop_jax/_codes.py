@@ -4,102 +4,173 @@ They are unsigned floats without a sign bit. In uint16 there is float32's whole 
 with 8 bits of mantissa (bfloat16 has 7), in uint8 64 octaves with 2 bits.
 """
 
-import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from . import _format
+from ._format import LOWEST, Format, is_code
+from ._state import RmsState
+
 _BIAS = 127  # float32 has 2^e as e + 127, above 23 bits of mantissa
 
 
-class Format(NamedTuple):
-    """The form that an accumulator is stored in.
+def decode(tree: Any, nu_dtype: Any = None) -> Any:
+    """Returns a state, or a `nu`, with float32 values in the place of codes.
 
-    Attributes:
-      dtype: that of the array, or None for that of the arithmetic.
-      lowest: for uint8, the exponent of the smallest number.
-    """
-
-    dtype: Any = None
-    lowest: int = -44
-
-
-DEFAULT = Format()
-
-
-def uint8(lowest: float = 2.0**-44) -> Format:
-    r"""One byte for `nu`, whose range can be moved: a value for `nu_dtype`.
-
-    A code k stands for lowest · 2^⌊k/4⌋ · (1 + (k mod 4)/4): 64 octaves in steps of a
-    quarter. A smaller nu, zero included, is stored as `lowest`, so steps are smaller
-    than they should be, never larger; a larger one as the largest, 0.875 · 2^64 times
-    that. By default that covers gradients from 2.4e-7 to 950; move it to where yours
-    are.
+    A state says itself in which range its codes of one byte are; a `nu` alone does not.
 
     Args:
-      lowest: the smallest nu, in units of the squared gradient; rounded down to a
-        power of 2 between 2^-126 and 2^64.
+      tree: the state of any chain, whose `RmsState`s are decoded; or a tree of arrays
+        without one, such as `state.nu`, all of whose uint16 and uint8 are.
+      nu_dtype: for arrays without their state, the `uint8(...)` that was `nu_dtype`,
+        if that was not the default.
 
     Returns:
-      The form, for `nu_dtype`.
+      The same tree; an `RmsState` has `lowest` None then.
 
     Raises:
-      ValueError: if `lowest` is out of range.
+      TypeError: if `nu_dtype` is no dtype of a `nu`.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from rmsprop_jax import rmsprop, storage
-      >>> tx = rmsprop(0.1, nu_dtype=storage.uint8(lowest=1e-20))
-      >>> tx.init(jnp.ones(4))[0].nu.dtype
-      dtype('uint8')
+      >>> tx = rmsprop(0.1, initial_scale=0.01, nu_dtype=storage.uint8(1e-20))
+      >>> state = tx.init({"w": jnp.ones(2)})
+      >>> state[0].nu["w"], storage.decode(state)[0].nu["w"]
+      (Array([243, 243], dtype=uint8), Array([0.01025391, 0.01025391], dtype=float32))
     """
-    if not isinstance(lowest, int | float) or not 2.0**-126 <= lowest <= 2.0**64:
-        raise ValueError(
-            f"`lowest` must be a number from 2**-126 to 2**64, got {lowest!r}."
-        )
-    return Format(jnp.dtype(jnp.uint8), math.frexp(lowest)[1] - 1)
+    form = _format.as_format("nu_dtype", nu_dtype, unsigned=True)
+
+    def of(node: Any) -> Any:
+        if not isinstance(node, RmsState):
+            return values(node, form.lowest)
+        lowest = form.lowest if node.lowest is None else node.lowest
+        nu = jax.tree.map(partial(values, lowest=lowest), node.nu)
+        return node._replace(nu=nu, lowest=None)
+
+    return _of_states(of, tree)
 
 
-def decode(stored: jax.Array, form: Format = DEFAULT) -> jax.Array:
-    """Returns the float32 values of a `nu` in uint16 or uint8; another one as it is.
+def encode(tree: Any, nu_dtype: Any) -> Any:
+    """Returns a state, or a `nu`, with codes in the place of values: of `decode`.
+
+    They are the nearest ones: for a start or a file, for an average would stall.
 
     Args:
-      stored: a leaf of `ScaleByRmsState.nu`.
-      form: the `uint8(...)` that was its `nu_dtype`, if that was not the default.
+      tree: the state of any chain, whose `RmsState`s are encoded; or a tree of arrays
+        without one, all of which are.
+      nu_dtype: the form that they get, as for `rmsprop`.
 
     Returns:
-      An array of the same shape.
+      The same tree, which `rmsprop(..., nu_dtype=nu_dtype)` takes.
+      `rmsprop_jax.convert.migrate` makes a state of one of Optax's, and of one with
+      other options.
+
+    Raises:
+      TypeError: if `nu_dtype` is no dtype of a `nu`, or an array is of codes already.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from rmsprop_jax import scale_by_rms, storage
-      >>> tx = scale_by_rms(initial_scale=0.01, nu_dtype="uint16")
-      >>> state = tx.init({"w": jnp.ones(2)})
-      >>> jax.tree.map(storage.decode, state.nu)
-      {'w': Array([0.01000977, 0.01000977], dtype=float32)}
+      >>> import jax.numpy as jnp
+      >>> from rmsprop_jax import storage
+      >>> storage.encode({"w": jnp.asarray([0.01, 1.0])}, "uint8")
+      {'w': Array([149, 176], dtype=uint8)}
+    """
+    form = _format.as_format("nu_dtype", nu_dtype, unsigned=True)
+
+    def stored(value: Any) -> Any:
+        if is_code(value.dtype):
+            raise TypeError(f"`tree` has {value.dtype}: `decode` it first.")
+        return nearest(value, form)
+
+    def of(node: Any) -> Any:
+        if not isinstance(node, RmsState):
+            return stored(node)
+        node = decode(node)
+        lowest = jnp.full_like(node.count, form.lowest) if _is_byte(form) else None
+        return node._replace(nu=jax.tree.map(stored, node.nu), lowest=lowest)
+
+    return _of_states(of, tree)
+
+
+def _of_states(function: Any, tree: Any) -> Any:
+    """Maps the states of RMSProp in a tree; where there are none, its arrays."""
+    nodes = jax.tree.leaves(tree, is_leaf=_is_state)
+    states = any(map(_is_state, nodes))
+    return jax.tree.map(
+        lambda x: function(x) if _is_state(x) or not states else x,
+        tree,
+        is_leaf=_is_state,
+    )
+
+
+def _is_state(node: Any) -> bool:
+    return isinstance(node, RmsState)
+
+
+def lowest_of(form: Format) -> jax.Array | None:
+    """Returns what a state says of the form of its `nu`."""
+    return jnp.asarray(form.lowest, jnp.int32) if _is_byte(form) else None
+
+
+def range_of(state: RmsState, form: Format) -> jax.Array | None:
+    """Returns the exponent of the smallest number that `nu` was written with.
+
+    Raises:
+      ValueError: if it has codes of one byte and does not say so.
+    """
+    if state.lowest is None and _is_byte(form):
+        raise ValueError(
+            "The state's nu is uint8, but its `lowest`, the range of these codes, is "
+            "None: it is of rmsprop_jax 0.1, or was made by hand. Make a state of it "
+            "with `rmsprop_jax.convert.migrate(state, tx, params, old_nu_dtype=...)`, "
+            "where that is the `nu_dtype` that it was written with."
+        )
+    return state.lowest
+
+
+def _is_byte(form: Format) -> bool:
+    return form.dtype is not None and jnp.dtype(form.dtype) == jnp.uint8
+
+
+def values(stored: Any, lowest: Any = LOWEST) -> jax.Array:
+    """Returns the float32 values of codes; another array as it is.
+
+    Args:
+      stored: an array.
+      lowest: for uint8, the exponent of the smallest number: an integer, or an array of
+        one for each array that is stacked in `stored`.
     """
     if not is_code(stored.dtype):
         return stored
-    code = stored.astype(jnp.uint32) + jnp.uint32(_offset(stored.dtype, form))
+    code = stored.astype(jnp.uint32)
+    if stored.dtype == jnp.uint8:
+        offset = 4 * (jnp.asarray(lowest, jnp.int32) + _BIAS)
+        offset = offset.reshape(*offset.shape, *[1] * (stored.ndim - offset.ndim))
+        code += offset.astype(jnp.uint32)
     return jax.lax.bitcast_convert_type(code << shift(stored.dtype), jnp.float32)
 
 
-def encode(value: jax.Array, form: Format) -> jax.Array:
-    """Returns the nearest codes of float32 values: for a start, not for an average."""
+def nearest(value: Any, form: Format) -> jax.Array:
+    """Returns a value in a form, rounded to nearest."""
+    if form.dtype is None or not is_code(form.dtype):
+        return jnp.asarray(value, form.dtype)
+    value = jnp.asarray(value, jnp.float32)
     return encoded(value, jnp.uint32(1 << (shift(form.dtype) - 1)), form)
 
 
 def encoded(value: jax.Array, below: Any, form: Format, old: Any = None) -> jax.Array:
     """Returns the code of a float32, with `below` added under the bits that it keeps.
 
-    NaN, which one byte has no code for, leaves the old one.
+    NaN, which one byte has no code for, leaves `old`, an int32 code.
     """
     pattern = jax.lax.bitcast_convert_type(value, jnp.uint32) + below
-    code = (pattern >> shift(form.dtype)).astype(jnp.int32) - _offset(form.dtype, form)
-    if old is not None and form.dtype == jnp.uint8:
-        code = jnp.where(jnp.isnan(value), old.astype(jnp.int32), code)
+    code = (pattern >> shift(form.dtype)).astype(jnp.int32)
+    if _is_byte(form):
+        code -= 4 * (form.lowest + _BIAS)
+        code = code if old is None else jnp.where(jnp.isnan(value), old, code)
     return jax.lax.platform_dependent(
         code,
         tpu=partial(_narrowed_as_float, form.dtype),
@@ -107,18 +178,21 @@ def encoded(value: jax.Array, below: Any, form: Format, old: Any = None) -> jax.
     )
 
 
-def is_code(dtype: Any) -> bool:
-    return jnp.dtype(dtype).name in ("uint16", "uint8")
+def in_range(code: jax.Array, lowest: Any, form: Format) -> jax.Array:
+    """Returns codes of one byte, written from 2^`lowest` on, in a form's, as int32."""
+    return code.astype(jnp.int32) + 4 * (lowest - form.lowest)
+
+
+def moved(stored: jax.Array, lowest: Any, form: Format) -> jax.Array:
+    """Returns codes of one byte, written from 2^`lowest` on, in another range."""
+    if stored.dtype != jnp.uint8:  # the buffer of an integer leaf
+        return stored
+    return _narrowed(stored.dtype, in_range(stored, lowest, form))
 
 
 def shift(dtype: Any) -> int:
     """Returns how many bits of float32's pattern a code leaves out."""
     return 15 if jnp.dtype(dtype) == jnp.uint16 else 21
-
-
-def _offset(dtype: Any, form: Format) -> int:
-    """Returns the top bits of float32's pattern that are code 0."""
-    return 0 if jnp.dtype(dtype) == jnp.uint16 else 4 * (form.lowest + _BIAS)
 
 
 def _narrowed(dtype: Any, code: jax.Array) -> jax.Array:

@@ -11,31 +11,8 @@ from jax import lax
 
 from . import _bits, _checks, _leaves, _matching, storage
 from ._placement import placed
+from ._state import RmsState
 from .decay import Weights, as_schedule
-
-
-class RmsState(NamedTuple):
-    """State of `scale_by_rms` where Optax's `ScaleByRmsState(nu)` does not suffice.
-
-    That is for a decay that changes from step to step, bias correction included, for
-    `centered`, and for accumulators that are rounded, so narrower than float32.
-
-    A learning-rate schedule has a `count` of its own beside this one, so that
-    `optax.tree_utils.tree_get(state, "count")` finds two: ask for "RmsState".
-
-    Attributes:
-      count: how many updates were done, an int32 scalar.
-      nu: the moving average of |g|², or of the squared deviation from `mu` where
-        centred: a real array for each parameter, of its shape.
-      mu: the moving average of g where centred, otherwise None (an empty tree).
-      lowest: for `nu` in uint8 the exponent of the smallest number, an int32 scalar;
-        otherwise None.
-    """
-
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    nu: optax.Updates
-    mu: optax.Updates | None
-    lowest: jax.Array | None = None
 
 
 class Coefficients(NamedTuple):
@@ -88,7 +65,7 @@ def rms(
     centered = bool(centered)
     rounds = any(map(storage.is_narrow, forms))
     counts = counts or rounds or centered or callable(rho)
-    kind = RmsState if counts else optax.ScaleByRmsState
+    kind: Any = RmsState if counts else optax.ScaleByRmsState
     eps_root, eps = (eps, None) if eps_in_sqrt else (None, eps)
     update_leaf = partial(
         _shared if rounds else _inlined,
@@ -105,7 +82,8 @@ def rms(
             return optax.ScaleByRmsState(nu=nu)
         zeros = partial(storage.full, value=0, form=forms[1])
         mu = jax.tree.map(zeros, params) if centered else None
-        return RmsState(count=jnp.zeros((), jnp.int32), nu=nu, mu=mu)
+        count = jnp.zeros((), jnp.int32)
+        return RmsState(count, nu, mu, storage.lowest_of(forms[0]))
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
@@ -116,6 +94,7 @@ def rms(
         if state.nu is not None and centered == (mean is None):
             raise _matching.wrong_centring(centered)
         _matching.gradients(updates, "nu", state.nu, forms[0].dtype)
+        lowest = storage.range_of(state, forms[0]) if counts else None
         if mean is not None:
             _matching.gradients(updates, "mu", mean, forms[1].dtype)
         now = rho(state.count) if callable(rho) else rho
@@ -133,15 +112,30 @@ def rms(
             if mu is not None:
                 _leaves.same_kind(path, "gradient", g, "mu", mu)
             bits = source and (source(path, "nu", nu), source(path, "mu", mu))
-            return update_leaf(coefficients, bits, g, nu, mu, dtype=wide)
+            return update_leaf(coefficients, bits, g, nu, mu, lowest, dtype=wide)
 
         us, nu, mu = _leaves.each(step, updates, params, state.nu, mean)
         if not counts:
             return us, optax.ScaleByRmsState(nu=nu)
         count = jnp.asarray(optax.safe_increment(state.count))
-        return us, RmsState(count, nu, mu if centered else None)
+        mu = mu if centered else None
+        if lowest is not None:
+            nu = _with_one_range(updates, nu, lowest, forms[0])
+            lowest = jnp.full_like(lowest, forms[0].lowest)
+        return us, RmsState(count, nu, mu, lowest)
 
     return optax.GradientTransformation(placed(init), update)
+
+
+def _with_one_range(updates: Any, nu: Any, lowest: Any, form: Any) -> Any:
+    """Moves the codes that no gradient has replaced into the range of the others."""
+    move = partial(storage.moved, lowest=lowest, form=form)
+    return jax.tree.map(
+        lambda g, x: jax.tree.map(move, x) if g is None else x,
+        updates,
+        nu,
+        is_leaf=_matching.is_none,
+    )
 
 
 def _coefficients(rho: Any, eps_root: Any, eps: Any, real: Any) -> Coefficients:
@@ -164,6 +158,7 @@ def _update_leaf(
     g: Any,
     nu: Any,
     mu: Any,
+    lowest: Any,
     *,
     dtype: Any,
     forms: tuple[storage.Format, storage.Format],
@@ -175,13 +170,13 @@ def _update_leaf(
     u, new_nu, new_mu = _recursion(
         coefficients,
         g if g.dtype == real else g.astype(_leaves.like(g, real)),
-        storage.read(nu, real, forms[0]),
+        storage.read(nu, real, lowest),
         None if mu is None else storage.read(mu, real),
         skip_nonfinite=skip_nonfinite,
         may_be_zero=may_be_zero,
     )
     nu_bits, mu_bits = sources or (None, None)
-    new_nu = storage.write(new_nu, nu, nu_bits, forms[0])
+    new_nu = storage.write(new_nu, nu, nu_bits, forms[0], lowest)
     if new_mu is not None:
         new_mu = storage.write(new_mu, mu, mu_bits)
     if sources or mu is not None:

@@ -2,17 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from . import _chain, _checks, storage
-from ._rms import RmsState, rms
+from . import _chain, _checks, _round_params, _weight_decay, storage
+from ._rms import rms
 from ._signature import factory
-
-WEIGHT_DECAY_MODES = ("coupled", "decoupled", "independent")
+from ._state import RmsState
 
 
 @partial(factory, like=optax.rmsprop)
@@ -38,6 +36,7 @@ def rmsprop(
     nu_dtype: Any = None,
     mu_dtype: Any = None,
     seed: jax.typing.ArrayLike = 0,
+    round_params: bool | Literal["stochastic", "remainder"] = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""RMSProp: the division, with weight decay, a learning rate and momentum.
 
@@ -93,6 +92,11 @@ def rmsprop(
       nu_dtype: the dtype of `nu`: see `scale_by_rms`.
       mu_dtype: the dtype of `mu`, likewise; needs `centered`.
       seed: of the random bits that what is narrow is rounded with: see `scale_by_rms`.
+      round_params: whether parameters of 16 and 8 bits are rounded without bias, which
+        otherwise lose every update under half the distance to their neighbours (1/512
+        of a parameter in bfloat16): "stochastic" for no memory, "remainder" for a byte
+        each that keeps what rounding loses, True for "stochastic". The updates then
+        have the parameters' dtype: apply them as they are. See `rounding.round_params`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`; its updates are for
@@ -130,13 +134,10 @@ def rmsprop(
       (https://arxiv.org/abs/2411.16085). The arguments are those of `optax.rmsprop`
       in Optax 0.2.8; those after ``*`` are ours.
     """
-    if callable(learning_rate):
+    if learning_rate is not None:
+        accepted = "a number" if callable(learning_rate) else "finite"
         _checks.hyperparameter(
-            "learning_rate", learning_rate, "a number", or_schedule=True
-        )
-    elif learning_rate is not None:
-        _checks.hyperparameter(
-            "learning_rate", learning_rate, "finite", or_schedule=True
+            "learning_rate", learning_rate, accepted, or_schedule=True
         )
     _checks.flag("maximize", maximize)
     rounds_momentum = storage.is_narrow(
@@ -167,52 +168,47 @@ def rmsprop(
         steps = learning_rate_in_momentum and learning_rate is not None
         inner, after = chain[: before_buffer + 1], chain[before_buffer + 1 :]
         chain = [_chain.cautious(optax.chain(*inner), -1 if steps else 1), *after]
-    rate = _weight_decay_rate(learning_rate, weight_decay, weight_decay_mode)
-    if rate is not None:
-        coupled = weight_decay_mode == "coupled"
-        decayed = _chain.add_params(
-            # Off the parameters, so along with updates that a later element negates.
-            _chain.scale(rate, 1 if coupled or learning_rate is None else -1),
-            weight_decay_mask,
-        )
-        chain.insert(0 if coupled else len(chain), decayed)
-    elif weight_decay_mask is not None and weight_decay is None:
-        raise ValueError("`weight_decay_mask` needs `weight_decay`, which is not set.")
+    decayed = _weight_decay.element(
+        learning_rate, weight_decay, weight_decay_mode, weight_decay_mask
+    )
+    needs_params = None if decayed is None else "weight_decay"
+    if decayed is not None:
+        chain.insert(0 if weight_decay_mode == "coupled" else len(chain), decayed)
+    rounded = _rounded(round_params, learning_rate, seed)
+    if rounded is not None:
+        needs_params = "round_params"
+        chain.append(rounded)
     return _chain.in_wide_dtype(
         optax.chain(*chain),
         step_of=_step_of if rounds_momentum else None,
         maximize=bool(maximize),
-        needs_params=rate is not None,
+        needs_params=needs_params,
         follows=nu_dtype is mu_dtype is accumulator_dtype is None,
     )
+
+
+def _rounded(form: Any, learning_rate: Any, seed: Any) -> Any:
+    """Returns the last element of the chain, or None where nothing is rounded."""
+    if isinstance(form, str) and form not in _round_params.FORMS:
+        raise ValueError(
+            "`round_params` must be True, False, 'stochastic' or 'remainder', got "
+            f"{form!r}."
+        )
+    if not isinstance(form, str):
+        _checks.flag("round_params", form)
+        if not form:
+            return None
+        form = _round_params.DEFAULT
+    if learning_rate is None:
+        raise ValueError(
+            "`round_params` needs `learning_rate`, which is None: what scales the "
+            "updates afterwards would lose the small ones. Put "
+            "`rounding.round_params()` last in your chain instead."
+        )
+    return _round_params.round_params(seed, form=cast(Any, form))
 
 
 def _step_of(state: Any) -> Any:
     """Returns the number of updates done, from the state of the chain."""
     nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, RmsState))
     return next((x.count for x in nodes if isinstance(x, RmsState)), 0)
-
-
-def _weight_decay_rate(learning_rate: Any, weight_decay: Any, mode: str) -> Any:
-    """Returns what the parameters are multiplied with, or None for no weight decay."""
-    if mode not in WEIGHT_DECAY_MODES:
-        names = ", ".join(repr(name) for name in WEIGHT_DECAY_MODES)
-        raise ValueError(f"`weight_decay_mode` must be one of {names}, got {mode!r}.")
-    if weight_decay is None:
-        return None
-    _checks.hyperparameter(
-        "weight_decay", weight_decay, "finite and at least 0", or_schedule=True
-    )
-    if isinstance(weight_decay, int | float) and weight_decay == 0:
-        return None
-    if mode != "decoupled" or learning_rate is None:
-        return weight_decay
-    rates = (learning_rate, weight_decay)
-
-    def product(count: Any) -> Any:
-        factors = [rate(count) if callable(rate) else rate for rate in rates]
-        if not all(isinstance(factor, int | float) for factor in factors):
-            factors = [jnp.asarray(factor, float) for factor in factors]
-        return factors[0] * factors[1]
-
-    return product if any(map(callable, rates)) else product(0)

@@ -2,18 +2,23 @@
 
 Rounding up with the probability of the distance leaves the mean as it was, where
 rounding to nearest loses every change under half a step: an average in bfloat16 stalls,
-and so do parameters.
+and so do parameters. These may also keep what they lose, in one byte.
 """
 
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _bits, _matching
+from . import _bits, _grid
 from ._bits import in_pieces as in_pieces
+from ._grid import to_bfloat16 as to_bfloat16
+from ._grid import to_float16 as to_float16
+from ._round_params import RoundParamsState as RoundParamsState
+from ._round_params import grid_of
+from ._round_params import round_params as round_params
 
 
 def random_bits(
@@ -53,107 +58,69 @@ def random_bits(
     return _bits.bits(shape, _bits.key_of(step, seed), jnp.uint32(0))
 
 
-def to_bfloat16(value: jax.Array, bits: jax.Array) -> jax.Array:
-    """Rounds float32 to bfloat16 without bias; what is not finite stays as it is."""
-    pattern = jax.lax.bitcast_convert_type(value, jnp.uint32)
-    # Infinity has no bits below to carry from.
-    pattern += jnp.where(jnp.isnan(value), jnp.uint32(0), bits >> 16)
-    top = (pattern >> 16).astype(jnp.uint16)
-    return jax.lax.bitcast_convert_type(top, jnp.bfloat16)
+def merge(params: optax.Params, state: Any) -> optax.Params:
+    """Returns the float32 weights that parameters and their remainders stand for.
 
-
-def to_float16(value: jax.Array, bits: jax.Array) -> jax.Array:
-    """Rounds float32 to float16 without bias, subnormal numbers included."""
-    exponent = (jax.lax.bitcast_convert_type(value, jnp.uint32) >> 23) & 0xFF
-    # The step of float16 there, 2^(exponent - 10), but 2^-24 at least.
-    lowest = jnp.maximum(exponent, jnp.uint32(127 - 14)) - 10
-    step = jax.lax.bitcast_convert_type(lowest << 23, jnp.float32)
-    uniform = (bits >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
-    kept = jnp.floor(value / step + uniform) * step
-    return jnp.where(jnp.isfinite(value), kept, value).astype(jnp.float16)
-
-
-_ROUND = {"bfloat16": to_bfloat16, "float16": to_float16}
-
-
-class RoundParamsState(NamedTuple):
-    """State of `round_params`.
-
-    Attributes:
-      count: how many updates were done, an int32 scalar.
-    """
-
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-
-
-def round_params(seed: int = 0) -> optax.GradientTransformation:
-    r"""Makes `optax.apply_updates` round parameters of 16 bits without bias.
-
-    .. math:: u_t \leftarrow \text{round}(\theta_{t-1} + u_t) - \theta_{t-1}
-
-    Nearest rounding leaves a parameter in bfloat16 where it is if the update is under
-    1/512 of it. Put this last in the chain: its updates are float32, and what Optax,
-    Flax NNX and Linen make of them is the rounded sum, with no memory beside a count.
-    Parameters of 32 bits and more pass through.
+    That is for evaluation and export; training goes on with the parameters.
 
     Args:
-      seed: an integer, for runs that shall differ.
+      params: the parameters that belong to the state.
+      state: of `round_params`, of `rmsprop(..., round_params=...)` or of a chain.
 
     Returns:
-      An `optax.GradientTransformation` whose `update` needs `params`.
+      A tree like `params`: narrow ones in float32, with their remainders where the
+      state has some, others as they are.
 
     Raises:
-      ValueError: if `update` gets no `params`.
-      TypeError: if `seed` is not an integer.
+      ValueError: if the state has none of `round_params`, if something follows that in
+        the chain, or a remainder does not fit its parameter.
 
     Example:
       >>> import jax.numpy as jnp, optax
       >>> from rmsprop_jax import rmsprop, rounding
-      >>> tx = optax.chain(rmsprop(1e-3), rounding.round_params())
-      >>> params = jnp.ones(1000, jnp.bfloat16)  # whose next numbers are 0.004 away
-      >>> state = tx.init(params)
-      >>> for _ in range(5):
-      ...     updates, state = tx.update(jnp.ones_like(params), state, params)
-      ...     params = optax.apply_updates(params, updates)
-      >>> bool(0.98 < params.astype(float).mean() < 0.995)
-      True
-
-    References:
-      Zamirai et al., Revisiting BFloat16 Training, 2020
-      (https://arxiv.org/abs/2010.06192).
+      >>> tx = rmsprop(1e-4, round_params="remainder")
+      >>> params = jnp.ones(2, jnp.bfloat16)
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> print(params, rounding.merge(params, state))
+      [1 1] [0.9996... 0.9996...]
     """
-    _bits.check_seed(seed)
-
-    def init(params: optax.Params) -> Any:
-        del params
-        return RoundParamsState(count=jnp.zeros((), jnp.int32))
-
-    def update(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, Any]:
-        _matching.state_of("round_params", state, RoundParamsState)
-        if params is None:
-            raise ValueError(
-                "`round_params` needs the parameters: call update(gradients, state, "
-                "params)."
-            )
-        _matching.same_tree("updates", updates, "params", params)
-        source = _bits.sources(params, ("params",), state.count, seed)
-
-        def rounded(path: Any, u: Any, p: Any) -> Any:
-            round_to = _ROUND.get(jnp.result_type(p).name)
-            if u is None or round_to is None:
-                return u
-            make_bits = source(path, "params", p)
-            p = jnp.asarray(p).astype(jnp.float32)
-            bits = make_bits(p)
-            total = round_to(p + jnp.asarray(u).astype(jnp.float32), bits)
-            return total.astype(jnp.float32) - p
-
-        updates = jax.tree_util.tree_map_with_path(
-            rounded, updates, params, is_leaf=_matching.is_none
+    ends = _ends(state)
+    if not ends:
+        raise ValueError(
+            "The state has none of `round_params`: there is nothing to merge. Pass the "
+            "state of `rmsprop(..., round_params=...)`, or of the whole chain."
         )
-        count = jnp.asarray(optax.safe_increment(state.count))
-        return updates, RoundParamsState(count=count)
+    remainders: dict[Any, Any] = {}
+    for end in ends:
+        remainders.update(jax.tree_util.tree_leaves_with_path(end.remainder))
 
-    return optax.GradientTransformation(init, update)
+    def merged(path: Any, p: Any) -> Any:
+        grid, remainder = grid_of(path, p), remainders.get(path)
+        if grid is None:
+            return p
+        wide = jnp.asarray(p).astype(jnp.float32)
+        if remainder is None:
+            return wide
+        if jnp.shape(remainder) != wide.shape:
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} has shape {wide.shape}, its "
+                f"remainder {jnp.shape(remainder)}: pass the parameters of this state."
+            )
+        return _grid.weight(wide, jnp.asarray(remainder), grid)
+
+    return jax.tree_util.tree_map_with_path(merged, params)
+
+
+def _ends(state: Any) -> list[RoundParamsState]:
+    """Returns the states of `round_params`, each of which has to end its chain."""
+    if isinstance(state, RoundParamsState):
+        return [state]
+    nodes = jax.tree.leaves(state, is_leaf=lambda x: x is not state)
+    found = [_ends(node) for node in nodes if node is not state]
+    if type(state) is tuple and any(found[:-1]):
+        raise ValueError(
+            "`round_params` is not the last element of its chain: what follows changes "
+            "its updates, and small ones are lost. Put it last."
+        )
+    return [end for ends in found for end in ends]

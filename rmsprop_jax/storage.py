@@ -18,55 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import _codes, _leaves, rounding
-from ._codes import Format as Format
+from . import _codes, _format, _grid, _leaves
 from ._codes import decode as decode
-from ._codes import uint8 as uint8
-
-_SIGNED = ("float32", "float64", "bfloat16")
-_UNSIGNED = (*_SIGNED, "uint16", "uint8")
-
-
-def as_format(name: str, dtype: Any, *, unsigned: bool = False) -> Format:
-    """Returns the form that a user's dtype means; None is the arithmetic's own.
-
-    Args:
-      name: the argument's name, for the error.
-      dtype: a dtype, a `Format` or None.
-      unsigned: whether the accumulator is never negative.
-
-    Raises:
-      TypeError: for a dtype that no accumulator can have here.
-      ValueError: for float64 while JAX has 64-bit types switched off.
-    """
-    if dtype is None:
-        return Format()
-    form = dtype if isinstance(dtype, Format) else None
-    accepted = _UNSIGNED if unsigned else _SIGNED
-    try:
-        dtype = jnp.dtype(dtype if form is None else form.dtype)
-    except TypeError:
-        raise TypeError(
-            f"`{name}` must be a dtype ({', '.join(accepted)}) or None, got {dtype!r}."
-        ) from None
-    if dtype.name not in accepted:
-        hint = ""
-        if dtype.name in _UNSIGNED:
-            hint = " It has a sign, for which these codes have no place: use bfloat16."
-        raise TypeError(
-            f"`{name}` is {dtype.name}; accepted are {', '.join(accepted)}.{hint}"
-        )
-    if dtype == jnp.float64 and jnp.result_type(float) != jnp.float64:
-        raise ValueError(
-            f"`{name}` is float64, but JAX has 64-bit types switched off: call "
-            'jax.config.update("jax_enable_x64", True) first, or use float32.'
-        )
-    return Format(dtype) if form is None else form
-
-
-def is_narrow(form: Format) -> bool:
-    """Whether what is stored in this form is rounded."""
-    return form.dtype is not None and jnp.dtype(form.dtype).itemsize < 4
+from ._codes import encode as encode
+from ._codes import lowest_of as lowest_of
+from ._codes import moved as moved
+from ._codes import range_of as range_of
+from ._format import Format as Format
+from ._format import as_format as as_format
+from ._format import is_narrow as is_narrow
+from ._format import uint8 as uint8
 
 
 def full(leaf: Any, value: Any, form: Format, *, real: bool = False) -> jax.Array:
@@ -81,8 +42,8 @@ def full(leaf: Any, value: Any, form: Format, *, real: bool = False) -> jax.Arra
     if not jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact):
         return jnp.full_like(leaf, value)  # an integer buffer: as Optax does
     dtype = _leaves.arithmetic_dtype(leaf) if form.dtype is None else form.dtype
-    if _codes.is_code(dtype):
-        value = _codes.encode(jnp.asarray(value, jnp.float32), form)
+    if _format.is_code(dtype):
+        value = _codes.nearest(value, form)
     array = jnp.full_like(
         leaf, value, dtype=dtype if real else _leaves.like(leaf, dtype)
     )
@@ -90,19 +51,18 @@ def full(leaf: Any, value: Any, form: Format, *, real: bool = False) -> jax.Arra
     return jnp.copy(array) if isinstance(value, jax.Array) else array
 
 
-def nearest(value: Any, like: Any, form: Format = _codes.DEFAULT) -> jax.Array:
+def nearest(value: Any, like: Any, form: Format = _format.DEFAULT) -> jax.Array:
     """Returns a value in the form of the accumulator `like`, rounded to nearest.
 
     That is for a start, or from a file; an average would stall.
     """
-    if _codes.is_code(like.dtype):
-        value = jnp.asarray(value, jnp.float32)
-        return _codes.encode(value, form._replace(dtype=like.dtype))
-    return jnp.asarray(value).astype(like.dtype)
+    return _codes.nearest(value, form._replace(dtype=like.dtype))
 
 
-def read(stored: Any, dtype: Any, form: Format = _codes.DEFAULT) -> jax.Array:
+def read(stored: Any, dtype: Any, lowest: Any = _format.LOWEST) -> jax.Array:
     """Returns the value of an accumulator in the arithmetic's (real) `dtype`.
+
+    Codes of one byte are in the range that begins at 2^`lowest`.
 
     Infinity, which is what too large a value was stored as, reads as the largest
     number: an infinite average would stay so for ever, and inf - inf is NaN.
@@ -110,7 +70,7 @@ def read(stored: Any, dtype: Any, form: Format = _codes.DEFAULT) -> jax.Array:
     most = float(jnp.finfo(dtype).max)
     if stored.dtype == dtype:
         return lax.clamp(np.asarray(-most, dtype), stored, np.asarray(most, dtype))
-    value = decode(stored, form) if _codes.is_code(stored.dtype) else stored
+    value = _codes.values(stored, lowest)
     value = value.astype(_leaves.like(stored, dtype))
     if stored.dtype == jnp.uint8:  # which has no infinity
         return value
@@ -132,7 +92,7 @@ def sizes(state: Any) -> dict[str, int]:
       >>> from rmsprop_jax import rmsprop, storage
       >>> tx = rmsprop(0.1, nu_dtype="uint8")
       >>> storage.sizes(jax.eval_shape(tx.init, {"w": jnp.ones((10, 10))}))
-      {'[0].count': 4, "[0].nu['w']": 100}
+      {'[0].count': 4, "[0].nu['w']": 100, '[0].lowest': 4}
     """
     return {
         jax.tree_util.keystr(path): leaf.size * jnp.dtype(leaf.dtype).itemsize
@@ -144,7 +104,8 @@ def write(
     value: jax.Array,
     stored: Any,
     bits: Any,
-    form: Format = _codes.DEFAULT,
+    form: Format = _format.DEFAULT,
+    lowest: Any = None,
 ) -> jax.Array:
     """Returns `value` in the form of `stored`, the accumulator that it replaces.
 
@@ -152,18 +113,21 @@ def write(
       value: the new value.
       stored: the old accumulator.
       bits: makes random bits for a value; None where `stored` has 32 bits or more.
-      form: the form of `stored`.
+      form: the form that it gets.
+      lowest: for uint8 where the range of `stored` began, if not where that of `form`
+        does.
     """
     if stored.dtype.itemsize >= 4:
         return value.astype(stored.dtype)
-    if _codes.is_code(stored.dtype):
+    if _format.is_code(stored.dtype):
         value = value.astype(jnp.float32)
         form = form._replace(dtype=stored.dtype)
-        return _codes.encoded(
-            value, bits(value) >> (32 - _codes.shift(stored.dtype)), form, stored
-        )
+        below = bits(value) >> (32 - _codes.shift(stored.dtype))
+        lowest = form.lowest if lowest is None else lowest
+        old = _codes.in_range(stored, lowest, form)
+        return _codes.encoded(value, below, form, old)
     if stored.dtype == jnp.bfloat16:
-        return rounding.to_bfloat16(value.astype(jnp.float32), bits(value))
+        return _grid.to_bfloat16(value.astype(jnp.float32), bits(value))
     raise AssertionError(stored.dtype)  # `as_format` accepts no others
 
 

@@ -12,8 +12,8 @@ from rmsprop_jax.dialects._table import (
 )
 
 SHARED = """\
-  skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-    for `rmsprop`, where they apply.
+  skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+    weight_decay_mask: as for `rmsprop`, where they apply.
 
 Returns:
   The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.

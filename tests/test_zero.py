@@ -22,6 +22,7 @@ TRANSFORMATIONS = {
        for nu in ("float32", "uint16", "uint8")},
     "centered": rmsprop(0.1, centered=True, nu_dtype="uint8", mu_dtype="bfloat16"),
     "rounded": optax.chain(rmsprop(0.1, nu_dtype="bfloat16"), rounding.round_params()),
+    "remainder": rmsprop(0.1, nu_dtype="uint8", round_params="remainder"),
     "injected": optax.inject_hyperparams(rmsprop)(0.1, nu_dtype="uint8"),
     "decayed": rmsprop(0.1, weight_decay=0.1),
     "adam": optax.adam(0.1),
@@ -90,7 +91,7 @@ def whole(leaf, like):
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_it_is_the_update_of_one_device_bit_for_bit(name, sizes):
     tx = TRANSFORMATIONS[name]
-    dtype = jnp.bfloat16 if name == "rounded" else jnp.float32
+    dtype = jnp.bfloat16 if name in ("rounded", "remainder") else jnp.float32
     params, state, _ = run(tx, AXES[sizes], mesh_of(*sizes), tree(dtype))
 
     expected_params = tree(dtype)

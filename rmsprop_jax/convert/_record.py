@@ -15,8 +15,8 @@ import numpy as np
 import optax
 
 from .. import _leaves, dialects, storage
-from .._rms import RmsState
 from .._rmsprop import rmsprop
+from .._state import RmsState
 
 # Two of these four have no public name. (And an import starts no device.)
 _OPTAX_STATES: Any = tuple(
@@ -179,6 +179,7 @@ def fill(state: Any, record: Record) -> Any:
             return node._replace(count=_like(record.step or 0, node.count))
         if not isinstance(node, _KINDS):
             return node
+        form = _form_of(node)
 
         def slot(of: Callable[[Slots, Group], Any]) -> Callable[[Any, Any], Any]:
             def value(path: Any, leaf: Any) -> Any:
@@ -189,7 +190,7 @@ def fill(state: Any, record: Record) -> Any:
                 found = of(record.slots[name], group)
                 if found is None:
                     found = np.zeros(leaf.shape)
-                return _like(found, leaf, _form_of(group))
+                return _like(found, leaf, form)
 
             return value
 
@@ -239,7 +240,7 @@ def drain(state: Any, dialect: str, groups: tuple[Group, ...]) -> Record:
             if name not in group_of:
                 continue
             group, mean = group_of[name], means.get(name)
-            square = _value(nu, _form_of(group))
+            square = _value(nu, _form_of(node, group))
             square = _biased(node, square, record, group, back=True)
             mu = None if mean is None else _value(mean)
             mu = _biased(node, mu, record, group, back=True)
@@ -322,15 +323,18 @@ def _signed(buffer: Any, dialect: str, group: Group) -> Any:
     return -buffer if steps and arguments.get("learning_rate") is not None else buffer
 
 
-def _form_of(group: Group) -> storage.Format:
-    """Returns the form in which a group's nu is stored."""
-    dtype = group.hyperparameters.get("nu_dtype")
+def _form_of(node: Any, group: Group | None = None) -> storage.Format:
+    """Returns the form of a state's nu; where it does not say, as in 0.1, a group's."""
+    lowest = getattr(node, "lowest", None)
+    if lowest is not None:
+        return storage.Format(lowest=lowest)
+    dtype = None if group is None else group.hyperparameters.get("nu_dtype")
     return storage.as_format("nu_dtype", dtype, unsigned=True)
 
 
 def _value(stored: Any, form: storage.Format = _WIDE) -> np.ndarray:
     """Returns the value of an accumulator in double precision."""
-    wide = storage.read(stored, _leaves.arithmetic_dtype(stored), form)
+    wide = storage.read(stored, _leaves.arithmetic_dtype(stored), form.lowest)
     return np.asarray(wide, np.complex128 if np.iscomplexobj(wide) else np.float64)
 
 

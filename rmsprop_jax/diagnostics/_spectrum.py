@@ -1,6 +1,5 @@
 """`nu` counted by octaves in one pass, and what its quantiles are from that."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -62,8 +61,8 @@ class Spectrum(NamedTuple):
 
 
 # Traced once for all leaves of a shape; op by op it would hold all comparisons at once.
-@partial(jax.jit, static_argnames="form")
-def spectrum(stored: jax.Array, form: storage.Format, eps_nu: jax.Array) -> Spectrum:
+@jax.jit
+def spectrum(stored: jax.Array, lowest: Any, eps_nu: jax.Array) -> Spectrum:
     """Counts the elements of a `nu` in one reduction.
 
     It has many results, and they are integers: so XLA reads `nu` once on every
@@ -71,17 +70,20 @@ def spectrum(stored: jax.Array, form: storage.Format, eps_nu: jax.Array) -> Spec
 
     Args:
       stored: the accumulator, as it is stored.
-      form: the form of it.
+      lowest: the exponent of its smallest number where it is uint8.
       eps_nu: the ν that ε is compared with, a float32 scalar.
     """
     stored = jax.lax.stop_gradient(stored)
+    form = storage.Format(lowest=lowest)
     nu = storage.decode(stored, form).astype(jnp.float32)
     bits = _bits(nu)  # whose order is that of the numbers, since none is negative
     first = _bits(jnp.clip(eps_nu, _LOWEST, _HIGHEST)) >> _MANTISSA
     starts = [(first + (2 * k - 2)) << _MANTISSA for k in range(OCTAVES)]
     ends = jnp.asarray([0.0, jnp.inf], jnp.float32)
     if stored.dtype == jnp.uint8:
-        ends = storage.decode(jnp.asarray([0, 255], jnp.uint8), form)
+        codes = jnp.asarray([0, 255], jnp.uint8)
+        codes = codes.reshape(2, *[1] * stored.ndim)
+        ends = jnp.stack([storage.decode(code, form) for code in codes])
     lowest, highest = _bits(ends)
     counted = [bits >= start for start in starts]
     counted += [bits < _bits(eps_nu), bits <= lowest, bits >= highest]

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from ..convert._record import path_name
+from ..convert._record import STATES, path_name
 
 
 def names(state: optax.OptState) -> list[str]:
@@ -17,19 +17,25 @@ def names(state: optax.OptState) -> list[str]:
     return list(accumulators(state)[0])
 
 
-def accumulators(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns all `nu`, and all `mu` where centred, by the name of their leaf."""
+def accumulators(state: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Returns all `nu`, and all `mu` where centred, by the name of their leaf.
+
+    The third are the exponents where the ranges of one-byte codes begin.
+    """
     found = [node for node in jax.tree.leaves(state, is_leaf=_is_rms) if _is_rms(node)]
     if not found:
         raise ValueError(
             "`state` has no state of RMSProp: pass what `init` or `update` of "
             "`rmsprop`, `scale_by_rms` or a chain with one of them returned."
         )
-    nus, mus = {}, {}
+    nus, mus, lowest = {}, {}, {}
     for node in found:
-        nus |= by_path(node.nu)
+        named = by_path(node.nu)
+        nus |= named
         mus |= by_path(getattr(node, "mu", None))
-    return nus, mus
+        if getattr(node, "lowest", None) is not None:
+            lowest |= dict.fromkeys(named, node.lowest)
+    return nus, mus, lowest
 
 
 def by_path(tree: Any) -> dict[str, Any]:
@@ -53,5 +59,4 @@ def bytes_by_leaf(state: Any, nus: dict[str, Any]) -> list[int]:
 
 def _is_rms(node: Any) -> bool:
     """Whether a node is a state of RMSProp: ours, or one of Optax's four."""
-    name = type(node).__name__
-    return name.startswith(("ScaleByRms", "ScaleByRStdDev")) and hasattr(node, "nu")
+    return isinstance(node, STATES)

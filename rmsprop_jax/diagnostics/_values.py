@@ -86,15 +86,16 @@ def values(
     of a million and more, sums have the rounding error of float32.
 
     Args:
-      state: the state after the step: a `ScaleByRmsState`, or of Optax's, anywhere in
-        a tree of states; of several, as `optax.partition` has, all.
+      state: the state after the step: an `RmsState` or one of Optax's, anywhere in a
+        tree of states; of several, as `optax.partition` has, all.
       gradients: the gradients, for `skipped`; None leaves it out, here and below.
       updates: the updates, for `update_rms`.
       params: the parameters before the step, for `update_to_param`, with `updates`.
       learning_rate: α, that of this step; 1 for the quantiles of 1/(√ν + ε).
       eps: ε, as for `rmsprop_jax.scale_by_rms`.
       eps_in_sqrt: whether it is inside the root.
-      nu_dtype: the `storage.uint8(...)` that was the `nu_dtype`, where it was one.
+      nu_dtype: the `storage.uint8(...)` that was the `nu_dtype`, for a state of 0.1;
+        since then the state says it.
       quantiles: which ones, numbers in [0, 1].
 
     Returns:
@@ -115,20 +116,21 @@ def values(
       [0.05 0.05 0.05 0.05 0.05]
     """
     _checks.number("eps", eps, "finite and at least 0")
-    form = storage.as_format("nu_dtype", nu_dtype, unsigned=True)
+    default = storage.as_format("nu_dtype", nu_dtype, unsigned=True).lowest
     wanted = checked_quantiles(quantiles)
     # Or XLA on TPUs makes nu and mu again from all that they come from, for each sum.
-    nus, mus = jax.lax.optimization_barrier(accumulators(state))
+    nus, mus, lowest = jax.lax.optimization_barrier(accumulators(state))
+    ranges = {name: lowest.get(name, default) for name in nus}
     sizes = jnp.asarray([max(1, nu.size) for nu in nus.values()], jnp.float32)
     eps = jnp.asarray(eps, jnp.float32)
     eps_root, eps = (eps, jnp.float32(0)) if eps_in_sqrt else (jnp.float32(0), eps)
-    count = partial(spectrum, form=form, eps_nu=eps_root + eps * eps)
-    spectra = _stacked([count(nu) for nu in nus.values()])
+    count = partial(spectrum, eps_nu=eps_root + eps * eps)
+    spectra = _stacked([count(nu, ranges[name]) for name, nu in nus.items()])
 
     sums = {}  # of each leaf, by what is summed
     if mus:
-        noise = partial(storage.read, dtype=jnp.float32, form=form)
-        sums["noise"] = _sums(lambda nu: jnp.sum(noise(nu)), nus, nus)
+        wide = {k: storage.read(nu, jnp.float32, ranges[k]) for k, nu in nus.items()}
+        sums["noise"] = _sums(jnp.sum, wide, nus)
         sums["signal"] = _sums(_power, mus, nus)
     if updates is not None:
         sums["updates"] = _sums(_power, by_path(updates), nus)
@@ -175,7 +177,7 @@ def learning_rate_of(learning_rate: Any) -> jax.Array:
 
 def _stacked(trees: list[Spectrum]) -> Spectrum:
     if not trees:  # as of optax.tree_utils.tree_map_params, which asks for no leaves
-        empty = spectrum(jnp.zeros(0), storage.Format(), jnp.float32(0))
+        empty = spectrum(jnp.zeros(0), 0, jnp.float32(0))
         return jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), empty)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 

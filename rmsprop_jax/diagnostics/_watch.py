@@ -43,8 +43,8 @@ def watch(
     It wraps the function that makes the transformation, as `optax.inject_hyperparams`
     does, and not the transformation: an element of a chain sees updates alone, and
     what is made already does not say its ε, which the caller would have to repeat, and
-    could get wrong. The call has the learning rate, ε and where it stands, and
-    `nu_dtype`. The updates are those of the optimizer, to the bit.
+    could get wrong. The call has the learning rate, ε and where it stands. The updates
+    are those of the optimizer, to the bit.
 
     By default a step reads `nu` once more and nothing else: the compiler counts the
     bytes of that one pass on TPUs for every dtype, on CPUs for float32. (There a narrow
@@ -57,8 +57,8 @@ def watch(
     Args:
       factory: `rmsprop`, `scale_by_rms`, a dialect, Optax's function of these names,
         one that `optax.inject_hyperparams` made, or your own. Yours has an argument
-        `eps`, and may have `learning_rate` (otherwise 1; a number or a schedule),
-        `eps_in_sqrt` (otherwise True) and `nu_dtype`, which mean what they mean here.
+        `eps`, and may have `learning_rate` (otherwise 1; a number or a schedule) and
+        `eps_in_sqrt` (otherwise True), which mean what they mean here.
       also: what to look at beside the state: "gradients" adds `skipped`, "updates" adds
         `update_rms`, and "updates" with "params" `update_to_param`.
       quantiles: of the effective learning rates, numbers in [0, 1].
@@ -165,7 +165,6 @@ def _options(
         "learning_rate": 1.0 if rate is None else rate,
         "eps": given["eps"],
         "eps_in_sqrt": given.get("eps_in_sqrt", True),
-        "nu_dtype": given.get("nu_dtype"),
     }
 
 

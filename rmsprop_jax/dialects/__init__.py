@@ -3,9 +3,10 @@
 A dialect takes the call that you have in another framework and returns the Optax
 transformation that takes the same steps. Each is a specialisation of
 `rmsprop_jax.rmsprop`, and takes its `skip_nonfinite`, `nu_dtype`, `mu_dtype`,
-`accumulator_dtype`, `seed` and `weight_decay_mask` by keyword too. A learning rate may
-be an Optax schedule everywhere. The dtypes of state and arithmetic are ours (float32 or
-wider), and complex parameters use |g|², where torch takes their parts one by one.
+`accumulator_dtype`, `seed`, `round_params` and `weight_decay_mask` by keyword too. A
+learning rate may be an Optax schedule everywhere. The dtypes of state and arithmetic
+are ours (float32 or wider), and complex parameters use |g|², where torch takes their
+parts one by one.
 
 Where a framework divides by zero, as for a gradient of zero with ε = 0, the update is 0
 and not NaN. Centred with a decay of 0 there is no variance: frameworks divide by ε

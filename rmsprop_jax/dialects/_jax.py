@@ -38,8 +38,8 @@ def jax_example(
       gamma: the decay, in [0, 1).
       eps: at least 0, in units of the squared gradient.
       momentum: in [0, 1]; 0 is `rmsprop`, and `rmsprop_momentum` has 0.9 by default.
-      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-        for `rmsprop`, where they apply.
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+        weight_decay_mask: as for `rmsprop`, where they apply.
 
     Returns:
       The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
@@ -108,8 +108,8 @@ def optax(
       momentum: in [0, 1], or None for no buffer.
       nesterov: whether the momentum is Nesterov's; needs `momentum`.
       bias_correction: whether to divide the averages by 1 − decayᵗ.
-      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-        for `rmsprop`, where they apply.
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+        weight_decay_mask: as for `rmsprop`, where they apply.
 
     Returns:
       The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.

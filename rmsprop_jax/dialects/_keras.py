@@ -64,8 +64,8 @@ def keras(
         shows in float64 only. torch multiplies the parameters by 1 − learning_rate ·
         weight_decay, rounded to the dtype of the learning rate: in float32 that is 1,
         and so no decay, where the product is less than 3e-8.
-      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-        for `rmsprop`, where they apply.
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+        weight_decay_mask: as for `rmsprop`, where they apply.
 
     Returns:
       The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
@@ -103,9 +103,8 @@ def keras(
         raise ValueError(
             f"`backend` must be 'tensorflow', 'jax' or 'torch', got {backend!r}."
         )
-    rate = weight_decay if weight_decay is None else unless_zero(weight_decay)
-    mode = "decoupled"
-    if backend == "torch" and rate is not None:
+    rate, mode = 0.0 if weight_decay is None else weight_decay, "decoupled"
+    if backend == "torch" and not is_zero(rate):
         rate, mode = _left_by_factor(learning_rate, rate), "independent"
     return dict(
         before=_clipping(clipvalue, clipnorm, global_clipnorm, alone=True),
@@ -168,8 +167,8 @@ def tf_keras(
         then each gradient's norm or that of all gradients, but not both norms.
       lr: the old name of learning_rate.
       decay: that of the learning rate, which is divided by 1 + decay·step; at least 0.
-      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-        for `rmsprop`, where they apply.
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+        weight_decay_mask: as for `rmsprop`, where they apply.
 
     Returns:
       The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
@@ -201,6 +200,9 @@ def tf_keras(
         )
     off = is_zero(float(momentum) if isinstance(momentum, jax.Array) else momentum)
     _checks.hyperparameter("decay", decay, "finite and at least 0")
+    if lr is not None:
+        accepted = "a number" if callable(lr) else "finite"
+        _checks.hyperparameter("lr", lr, accepted, or_schedule=True)
     rate = as_float32(learning_rate if lr is None else lr)
     return dict(
         before=_clipping(clipvalue, clipnorm, global_clipnorm, alone=False),

@@ -35,8 +35,8 @@ def graves(
       decay: in [0, 1).
       momentum: in [0, 1].
       eps: at least 0, in units of the squared gradient.
-      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-        for `rmsprop`, where they apply.
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+        weight_decay_mask: as for `rmsprop`, where they apply.
 
     Returns:
       The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
@@ -84,8 +84,8 @@ def hinton(
     Args:
       learning_rate: a number or an Optax schedule. The lecture names none.
       decay: in [0, 1).
-      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-        for `rmsprop`, where they apply.
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+        weight_decay_mask: as for `rmsprop`, where they apply.
 
     Returns:
       The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
@@ -131,8 +131,8 @@ def nature_dqn(
       learning_rate: a number or an Optax schedule.
       decay: in [0, 1); the paper's "gradient momentum" and "squared gradient momentum".
       eps: at least 0, in units of the squared gradient; "min squared gradient".
-      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-        for `rmsprop`, where they apply.
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+        weight_decay_mask: as for `rmsprop`, where they apply.
 
     Returns:
       The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
@@ -180,8 +180,8 @@ def impala(
       decay: in [0, 1).
       momentum: in [0, 1]; 0 keeps no buffer.
       epsilon: at least 0, in units of the squared gradient.
-      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-        for `rmsprop`, where they apply.
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+        weight_decay_mask: as for `rmsprop`, where they apply.
 
     Returns:
       The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.

@@ -50,8 +50,8 @@ def tf1(
       epsilon: at least 0, in units of the squared gradient.
       use_locking, name: no effect here.
       centered: whether to subtract the squared mean.
-      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-        for `rmsprop`, where they apply.
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+        weight_decay_mask: as for `rmsprop`, where they apply.
 
     Returns:
       The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
@@ -122,8 +122,8 @@ def paddle(
       weight_decay: coupled (L2): added to the gradient, times the parameter.
       grad_clip: has to be None: chain `optax.clip_by_global_norm` or the like before.
       name: no effect here.
-      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-        for `rmsprop`, where they apply.
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+        weight_decay_mask: as for `rmsprop`, where they apply.
 
     Returns:
       The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.

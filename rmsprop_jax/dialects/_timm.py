@@ -57,8 +57,8 @@ def timm(
       foreach: chooses timm's implementation; no effect here.
       max_lr_snapshot: the learning rate that timm's constructor got, the peak of its
         schedule; by default lr, or its value at step 0, which has to be its peak.
-      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-        for `rmsprop`, where they apply.
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+        weight_decay_mask: as for `rmsprop`, where they apply.
 
     Returns:
       The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.

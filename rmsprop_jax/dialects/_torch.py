@@ -46,8 +46,8 @@ def torch(
       centered: whether to subtract the squared mean.
       capturable, foreach, differentiable: torch's implementation; no effect here.
       maximize: whether to ascend; the weight decay is still towards zero.
-      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-        for `rmsprop`, where they apply.
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+        weight_decay_mask: as for `rmsprop`, where they apply.
 
     Returns:
       The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
@@ -114,8 +114,8 @@ def sb3(
       weight_decay: coupled (L2): added to the gradient, times the parameter.
       momentum: in [0, 1]; 0 keeps no buffer.
       centered: whether to subtract the squared mean.
-      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-        for `rmsprop`, where they apply.
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+        weight_decay_mask: as for `rmsprop`, where they apply.
 
     Returns:
       The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
@@ -188,8 +188,8 @@ def bitsandbytes(
       centered: has to be False.
       optim_bits: has to be 32.
       args, min_8bit_size: for 8-bit state; no effect here.
-      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-        for `rmsprop`, where they apply.
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+        weight_decay_mask: as for `rmsprop`, where they apply.
 
     Returns:
       The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
@@ -223,6 +223,7 @@ def bitsandbytes(
         raise NotImplementedError(
             f"`optim_bits` is {optim_bits}; this dialect is bitsandbytes' 32-bit rule."
         )
+    _checks.number("momentum", momentum, "in [0, 1]")
     if not isinstance(momentum, Tracer) and momentum != 0:
         warnings.warn(_NO_BUFFER, stacklevel=4)
     return dict(
@@ -264,8 +265,8 @@ def mlx(
       learning_rate: a number or an Optax schedule.
       alpha: the decay, in [0, 1).
       eps: greater than 0, in units of the gradient.
-      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, weight_decay_mask: as
-        for `rmsprop`, where they apply.
+      skip_nonfinite, nu_dtype, mu_dtype, accumulator_dtype, seed, round_params,
+        weight_decay_mask: as for `rmsprop`, where they apply.
 
     Returns:
       The `optax.GradientTransformationExtraArgs` that `rmsprop` returns.
