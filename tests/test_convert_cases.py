@@ -605,6 +605,21 @@ def test_translation_goes_by_the_rate_that_goes_on():
     stopped = (state, PARAMS, "keras", keras, "torch", torch | {"lr": 0.0})
     with pytest.raises(ValueError, match="the learning rate is 0 at step 3"):
         convert.translate(*stopped, step=3)
+    plain, torch = after(dialects.torch(lr=0.1), 3), {"lr": 0.1}
+    move = partial(convert.translate, plain, PARAMS, "torch", torch)
+    for to, counted in (
+        ({"learning_rate": jnp.cos, "decay": 0.99}, "learning_rate"),
+        ({"learning_rate": 0.1, "decay": 0.99, "bias_correction": True}, "bias"),
+    ):
+        with pytest.raises(ValueError, match=f"`{counted}.* does not count them: give"):
+            move("optax", to)
+        with pytest.warns(UserWarning, match="goes on with another rule"):
+            assert (
+                optax.tree_utils.tree_get_all_with_path(
+                    move("optax", to, step=3), "count"
+                )[0][1]
+                == 3
+            )
 
 
 # bitsandbytes

@@ -264,8 +264,8 @@ def test_what_is_no_rearrangement_is_named(kind):
     assert words in str(error.value)
 
 
-def test_a_mistake_in_the_function_is_the_user_s_own_error():
-    with pytest.raises(KeyError, match="nosuch"):
+def test_a_name_that_the_source_does_not_have_shows_those_that_it_has():
+    with pytest.raises(ValueError, match="asks for 'nosuch', and the source has w"):
         convert.load(
             source({"w": (2,)}), {"w": np.ones(2)}, weights=lambda a: a["nosuch"]
         )

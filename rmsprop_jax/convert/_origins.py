@@ -174,7 +174,15 @@ def learned(
     if numbers.size > _LIMIT:
         raise ValueError(f"The source has more than {_LIMIT} elements.")
     zeros = np.zeros(numbers.size, np.int64)
-    good, problems = _checked(names_of(function(numbers.split(zeros, exact))), leaves)
+    try:
+        good, problems = _checked(
+            names_of(function(numbers.split(zeros, exact))), leaves
+        )
+    except KeyError as error:
+        raise ValueError(
+            f"`weights` asks for {error}, and the source has "
+            f"{', '.join(numbers.arrays)}."
+        ) from error
     every, last = np.arange(numbers.size), max(numbers.size - 1, 0)
     totals = _counted(sent, every, exact)
     origins = {path: Origin(np.clip(x, 0, last)) for path, x in totals.items()}

@@ -157,10 +157,10 @@ def _convert(
     function: Any = _function(arguments, old)
     if not record.is_ours:
         function = partial(_same_names, list(record.slots))
-    record = _api.with_step(record, old)
+    step, record = record.step, _api.with_step(record, old)
     record, places = from_tree(record, tree, function, old, arguments.leave_out)
     module.save(target, module.to_dict(record, content))
-    return record, places, _api.older(record, old)
+    return record, places, _api.older(record, old, step)
 
 
 def _function(arguments: argparse.Namespace, record: Record) -> Any:
