@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from . import _matching
 
@@ -210,7 +211,7 @@ def inlined(function: Callable[..., Any], static: tuple[str, ...]) -> Any:
 
     def run(numbers: Any, bits: Any, leaf: Any, *others: Any, **options: Any) -> Any:
         like = (leaf.shape, leaf.dtype)
-        keeps = like in known or not isinstance(leaf, jax.core.Tracer)
+        keeps = like in known or not isinstance(leaf, Tracer)
         known.add(like)
         return (compiled if keeps else function)(
             numbers, bits, leaf, *others, **options
