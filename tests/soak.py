@@ -186,6 +186,8 @@ def main():
     failed = False
     for trial in TRIALS:
         times = wanted[trial.__name__]
+        if not times:
+            continue
         if trial is not kills:
             begin()
         with tempfile.TemporaryDirectory() as folder:
