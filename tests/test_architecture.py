@@ -104,7 +104,8 @@ MAP = {
     },
     "convert._stored": {"_record"},
     "convert._tf1": {"_files", "_record", "_stored"},
-    "convert._optax": {"_files", "_record"},
+    "convert._optax_files": {"_files", "_record"},
+    "convert._optax": {"_optax_files", "_record"},
     "convert._ours": {"_files", "_record"},
     "convert._sources": {
         "_files",
