@@ -43,26 +43,16 @@ class Spectrum(NamedTuple):
 
     def quantiles(self, q: jax.Array, sizes: jax.Array) -> jax.Array:
         """Returns quantiles [leaves, q] of ν: log ν is linear within an octave."""
-        last = sizes[:, None] - 1
-        low, high = self.smallest[:, None], self.largest[:, None]
-        below = jnp.minimum(sizes[:, None] - self.at_least, last)
-        ranks = jnp.concatenate([jnp.zeros_like(last), below, last], axis=1)
-        inner = jnp.clip(jnp.broadcast_to(self.edges, below.shape), low, high)
-        ends = jnp.concatenate([low, inner, high], axis=1)
-        # Comparisons, not a search: its loops take a third of a second to compile.
-        rank = (q[None] * last)[:, :, None]
-        passed = ranks[:, None] <= rank
 
-        def around(x: jax.Array, beyond: jax.Array) -> tuple[jax.Array, jax.Array]:
-            x = jnp.broadcast_to(x[:, None], passed.shape)
-            before = jnp.max(x, axis=-1, where=passed, initial=-jnp.inf)
-            after = jnp.min(x, axis=-1, where=~passed, initial=jnp.inf)
-            return before, jnp.minimum(after, beyond)
+        def of_one(at_least: Any, smallest: Any, largest: Any, size: Any) -> jax.Array:
+            last = size - 1
+            below = jnp.minimum(size - at_least, last)
+            ranks = jnp.concatenate([jnp.zeros_like(below[:1]), below, last[None]])
+            inner = jnp.clip(self.edges, smallest, largest)
+            ends = jnp.concatenate([smallest[None], inner, largest[None]])
+            return jnp.exp2(jnp.interp(q * last, ranks, ends))
 
-        (rank_before, rank_after) = around(ranks, last + 1)
-        (before, after) = around(ends, high)
-        part = (rank[:, :, 0] - rank_before) / (rank_after - rank_before)
-        return jnp.exp2(before + part * (after - before))
+        return jax.vmap(of_one)(self.at_least, self.smallest, self.largest, sizes)
 
     def with_total(self) -> "Spectrum":
         """Returns these rows and one more, which is that of all leaves together."""

@@ -270,32 +270,41 @@ def _squared(x: Any) -> jax.Array:
 
 
 def _lost(u: Any, p: Any) -> jax.Array:
-    """Counts where the update is not 0, but `optax.apply_updates` changes nothing."""
+    """Counts where the update is not 0, but `optax.apply_updates` changes nothing.
+
+    It is arithmetic, which every compiler sums as it goes; CPUs would write what
+    comparisons return, and TPUs read all again.
+    """
     u, p = jnp.asarray(u), jnp.asarray(p)
     dtype, kept = jnp.promote_types(u.dtype, p.dtype), jnp.finfo(p.dtype)
     before = p.astype(dtype)
-    # XLA would leave out a conversion to the parameter's dtype and back.
-    rounded = partial(
-        jax.lax.reduce_precision, exponent_bits=kept.nexp, mantissa_bits=kept.nmant
-    )
-    after = _leaves.on_parts(rounded, before + u.astype(dtype))
-    return _count((u != 0) & (after == before))
+    after = before + u.astype(dtype)
+    if p.dtype != dtype:  # XLA leaves out a conversion to p's dtype and back
+        rounded = partial(
+            jax.lax.reduce_precision, exponent_bits=kept.nexp, mantissa_bits=kept.nmant
+        )
+        after = _leaves.on_parts(rounded, after)
+    return jnp.sum(_is_zero(after - before) * (1 - _is_zero(u)))
+
+
+def _is_zero(x: jax.Array) -> jax.Array:
+    """Returns 1 where a number is 0, and 0 where it is not."""
+    if jnp.iscomplexobj(x):
+        return _is_zero(x.real) * _is_zero(x.imag)
+    return 1 - jnp.square(jnp.sign(x)).astype(jnp.float32)
 
 
 def _skipped(g: Any) -> jax.Array:
-    return _count(~jnp.isfinite(_squared(g)))
-
-
-def _count(true: jax.Array) -> jax.Array:
     """Counts in a reduction of two results: CPUs write what a single one shall sum."""
-    both = [true.astype(jnp.uint32), (~true).astype(jnp.uint32)]
+    finite = jnp.isfinite(_squared(g))
+    both = [(~finite).astype(jnp.uint32), finite.astype(jnp.uint32)]
 
     def added(a: Any, b: Any) -> list[jax.Array]:
         return [x + y for x, y in zip(a, b, strict=True)]
 
-    axes = tuple(range(true.ndim))
-    count, rest = jax.lax.reduce(both, [jnp.uint32(0)] * 2, added, axes)
-    return jnp.minimum(count, true.size - rest)  # or XLA drops the other one
+    axes = tuple(range(finite.ndim))
+    not_finite, rest = jax.lax.reduce(both, [jnp.uint32(0)] * 2, added, axes)
+    return jnp.minimum(not_finite, finite.size - rest)  # or XLA drops the other one
 
 
 def _to_params(u: jax.Array, p: jax.Array) -> jax.Array:

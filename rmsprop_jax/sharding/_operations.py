@@ -46,7 +46,7 @@ _STARTS: dict[str, Callable[[Any], Any]] = {
 _SHORT = 8
 """Calls of so few operations are not worth a function of their own."""
 
-_PLAIN = 2**16
+PLAIN = 2**16
 """Arrays of so many elements are made whole, as the keys of all leaves are."""
 
 
@@ -67,7 +67,7 @@ def numbers_used(eqn: Any) -> slice | None:
 
 def is_small(eqn: Any) -> bool:
     """Whether the results of an operation on plain arrays may be plain arrays too."""
-    return sum(math.prod(v.aval.shape) for v in eqn.outvars) <= _PLAIN
+    return sum(math.prod(v.aval.shape) for v in eqn.outvars) <= PLAIN
 
 
 def reduction(eqn: Any, values: list[Any]) -> tuple[list[Any], list[Any], str]:

@@ -186,8 +186,12 @@ class Program:
         places = _pieces.combined(name, values, bind)
         if places is not None:
             return places
-        if _has_no_piece(values) and math.prod(shape) <= _parts.BLOCK:
-            return self.bound(eqn, [whole_of(x) for x in values])[0]
+        if _has_no_piece(values):
+            # What is whole on every device already may stay so.
+            is_whole = any(is_plain(x) and np.shape(x) == shape for x in values)
+            most = _operations.PLAIN if is_whole else _parts.BLOCK
+            if math.prod(shape) <= most:
+                return self.bound(eqn, [whole_of(x) for x in values])[0]
         # A number beside arrays stays one, as it does in a program for whole arrays.
         arrays = [
             part_of(self.axes, x, shape) if v.aval.shape == shape else whole_of(x)
