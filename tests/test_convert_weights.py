@@ -1,5 +1,6 @@
 """`weights=`: a user's own function moves the state, element by element, and back."""
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -229,6 +230,9 @@ WRONG = {
     ),
     "scales": (lambda a: {"w": 2 * a["w"], "v": a["v"]}, "w[0, 0] is w[0, 0] times 2"),
     "negates": (lambda a: {"w": -a["w"], "v": a["v"]}, "w[0, 0] times -1"),
+    "shifts": (
+        lambda a: {"w": a["w"] + 1, "v": a["v"]}, "w[0, 0] is an element plus 1"
+    ),
     "subtracts": (
         lambda a: {"w": a["w"] - a["v"], "v": a["v"]},
         "w[0, 0] is a constant, or a difference",
@@ -316,12 +320,15 @@ def test_a_sum_moves_twice_as_far_and_says_where_it_cannot():
         convert.load(content, tree, weights=function)
 
 
-def test_the_command_takes_a_function_in_a_file(tmp_path, capsys):
+def test_the_command_takes_a_function_in_a_file(tmp_path, capsys, monkeypatch):
     folder = FOLDER / "torch_centered_momentum_wd"
     given, ours = folder / "checkpoint.safetensors", tmp_path / "ours.safetensors"
     (tmp_path / "mine.py").write_text(
-        "def to_jax(arrays):\n    return {n: a.T[::-1] for n, a in arrays.items()}\n"
+        "import beside\n\ndef to_jax(arrays):\n"
+        "    return {n: beside.turned(a) for n, a in arrays.items()}\n"
     )
+    (tmp_path / "beside.py").write_text("def turned(a):\n    return a.T[::-1]\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
     arrays = convert._torch.load(given)["model"]
     tree = {n: np.asarray(a).T[::-1] for n, a in arrays.items()}
     np.savez(tmp_path / "params.npz", **tree)
