@@ -172,7 +172,7 @@ MAP = {
     },
     "checkpoint.__init__": {"_checkpoints", "_reading"},
     "diagnostics._spectrum": {"storage"},
-    "diagnostics._trees": {"convert"},
+    "diagnostics._trees": {"_leaves", "_matching", "_placement", "convert", "sharding"},
     "diagnostics._values": {
         "_checks",
         "_leaves",
