@@ -344,8 +344,9 @@ def test_what_a_state_of_optax_holds_is_not_asked_for():
         convert.load(scheduled, PARAMS)
     assert convert.load(after(optax.MultiSteps(RMS, 2), 4), PARAMS, **GIVEN).step == 2
     state = TrainState.create(apply_fn=None, params=PARAMS, tx=RMS).replace(step=5)
-    content = flax.serialization.to_state_dict(state)
-    assert convert.load(content, PARAMS, **GIVEN).step == 5
+    content = flax.serialization.to_state_dict(state) | {"batch_stats": PARAMS}
+    restored = convert.load(content, PARAMS, **GIVEN, eps_in_sqrt=True, strict=True)
+    assert (restored.step, restored.left_out) == (5, ("the entry 'batch_stats'",))
     trained = {"w": True, "b": False}
     masked = optax.masked(RMS, trained).init(dict.fromkeys(trained, PARAMS["w"]))
     with pytest.raises(ValueError, match="b, which is masked out"):

@@ -189,6 +189,33 @@ def test_an_order_that_names_and_shapes_do_not_tell_is_assumed_or_refused():
         convert.load(many, tree)
 
 
+def test_what_a_state_of_torch_has_besides_is_said():
+    content = source({"w": (3,)})
+    (group,) = content["optimizer"]["param_groups"]
+    group["initial_lr"] = 0.5
+    content["optimizer"]["state"][0]["acc_delta"] = np.ones(3)
+    load = partial(convert.load, content, {"w": jnp.zeros(3)})
+    restored = load()
+    assert restored.left_out == ("'acc_delta' of the optimizer's state",)
+    assert restored.assumed[0].startswith("`lr` stays what it was; a schedule set it")
+    assert load(lr=optax.linear_schedule(0.5, 0.0, 9), strict=True).step == 7
+
+
+def test_what_goes_by_whole_parameters_takes_no_parts_of_them():
+    content = source({"w": (18, 8)})
+    (group,) = content["optimizer"]["param_groups"]
+    content["optimizer"]["state"][0].pop("grad_avg")
+    group |= {"decoupled_decay": False, "caution": True, "centered": False}
+    del group["foreach"]
+
+    def split(arrays):
+        return dict(zip("qkv", np.split(arrays["w"], 3), strict=True))
+
+    with pytest.raises(ValueError, match="`caution` scales by how much of a whole"):
+        convert.load(content, zeros(dict.fromkeys("qkv", (6, 8))), weights=split)
+    convert.load(content, np.zeros((8, 18)), weights=lambda a: a["w"].T)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_parameter_without_state_waits_for_its_first_gradient(momentum):
     torch = pytest.importorskip("torch")

@@ -1,6 +1,8 @@
 """`weights=`: a user's own function moves the state, element by element, and back."""
 
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import pytest
 from test_convert import CHECKPOINTS, FOLDER, SAVED, _arrays, command, restore
 
 from rmsprop_jax import convert
+from rmsprop_jax.convert import _torch_files
 
 GROUP = {"lr": 0.1, "alpha": 0.9, "momentum": 0.9, "centered": True, "foreach": None}
 
@@ -227,6 +230,9 @@ WRONG = {
     ),
     "scales": (lambda a: {"w": 2 * a["w"], "v": a["v"]}, "w[0, 0] is w[0, 0] times 2"),
     "negates": (lambda a: {"w": -a["w"], "v": a["v"]}, "w[0, 0] times -1"),
+    "shifts": (
+        lambda a: {"w": a["w"] + 1, "v": a["v"]}, "w[0, 0] is an element plus 1"
+    ),
     "subtracts": (
         lambda a: {"w": a["w"] - a["v"], "v": a["v"]},
         "w[0, 0] is a constant, or a difference",
@@ -314,12 +320,15 @@ def test_a_sum_moves_twice_as_far_and_says_where_it_cannot():
         convert.load(content, tree, weights=function)
 
 
-def test_the_command_takes_a_function_in_a_file(tmp_path, capsys):
+def test_the_command_takes_a_function_in_a_file(tmp_path, capsys, monkeypatch):
     folder = FOLDER / "torch_centered_momentum_wd"
     given, ours = folder / "checkpoint.safetensors", tmp_path / "ours.safetensors"
     (tmp_path / "mine.py").write_text(
-        "def to_jax(arrays):\n    return {n: a.T[::-1] for n, a in arrays.items()}\n"
+        "import beside\n\ndef to_jax(arrays):\n"
+        "    return {n: beside.turned(a) for n, a in arrays.items()}\n"
     )
+    (tmp_path / "beside.py").write_text("def turned(a):\n    return a.T[::-1]\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
     arrays = convert._torch.load(given)["model"]
     tree = {n: np.asarray(a).T[::-1] for n, a in arrays.items()}
     np.savez(tmp_path / "params.npz", **tree)
@@ -340,3 +349,32 @@ def test_the_command_takes_a_function_in_a_file(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "--weights takes MODULE.py:FUNCTION" in error
     assert "has no function other" in error
+
+
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    text = (Path(convert.__file__).parents[1] / "CONVERT.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    content = source(
+        {
+            "conv.weight": (4, 1, 3, 3),
+            "fc.weight": (10, 256),
+            "in_proj": (12, 6),
+            "bias_ih": (20,),
+            "bias_hh": (20,),
+        }
+    )
+    tensors = _torch_files.as_tensors(torch, content)
+    monkeypatch.chdir(tmp_path)
+    torch.save(tensors, "run.pt")
+    known = {"np": np, "convert": convert}
+    function, _, rest = code.partition("\nrestored")
+    exec(function, known)
+    known["params"] = known["to_jax"](content["model"])
+    exec(f"restored{rest}", known)
+    before, after = (
+        _arrays("torch", tmp_path / name) for name in ("run.pt", "back.pt")
+    )
+    assert len(before) == 5 * 4
+    for name, array in before.items():
+        np.testing.assert_allclose(after[name], array, rtol=1e-6, atol=1e-6)

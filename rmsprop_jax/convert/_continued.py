@@ -16,7 +16,12 @@ import optax
 from ._record import STATES, Group, Record, arguments_of, maker, names_of, path_name
 
 _KINDS: Any = (*STATES, optax.TraceState)
-_WHOLE = ("clipnorm", "global_clipnorm")  # norms, which a sum or a part changes
+# What goes by whole parameters, so that a sum or a part of them changes it.
+_WHOLE = {
+    "clipnorm": "clips by the norm of whole parameters",
+    "global_clipnorm": "clips by the norm of all parameters",
+    "caution": "scales by how much of a whole parameter it leaves out",
+}
 
 
 def made(record: Record, params: Any) -> optax.GradientTransformationExtraArgs:
@@ -72,11 +77,11 @@ def _check(record: Record, group: Group) -> None:
                 "weight_decay=0."
             )
     for name in norms:
-        if parts if name == "clipnorm" else group.joined:
+        if group.joined if name == "global_clipnorm" else parts:
             raise ValueError(
-                f"`{name}` clips by the norm of whole parameters, and "
-                f"{', '.join(dict.fromkeys(parts))} is a sum or a part of some: it "
-                "would clip at another norm. Use a tree that has them whole."
+                f"`{name}` {_WHOLE[name]}, and {', '.join(dict.fromkeys(parts))} is a "
+                "sum or a part of some, which would give another number: use a tree "
+                "that has them whole."
             )
 
 

@@ -84,7 +84,10 @@ def read(
         slots,
         missing,
         {name: weights[name] for name in names if name in weights},
-        left_out=tuple(f"{name}, which is masked out" for name in masked),
+        left_out=(
+            *(f"{name}, which is masked out" for name in masked),
+            *_entries(content, start),
+        ),
         assumed=(
             *_beside(content, start),
             *(
@@ -113,6 +116,8 @@ def _injected(
 def _beside(content: Mapping[str, Any], start: str) -> Iterable[str]:
     """Says which other members of a chain, or wrappers, have no place here."""
     found, node, keys = [], content, start.split(".")[1:]
+    if _is_around(keys):
+        node, keys = content[keys[0]], keys[1:]
     for depth, own in enumerate(keys):
         for key, child in node.items():
             fields = dict.fromkeys(_fields(child)) if isinstance(child, Mapping) else ()
@@ -129,6 +134,20 @@ def _beside(content: Mapping[str, Any], start: str) -> Iterable[str]:
             f"{', '.join(found)}: members or wrappers of the chain without a place in "
             "`optimizer`, such as clipping or weight decay: chain them around it"
         )
+
+
+def _entries(content: Mapping[str, Any], start: str) -> Iterable[str]:
+    """Says what stands beside the state in a `TrainState`, or in a user's own."""
+    keys = start.split(".")[1:]
+    if _is_around(keys):
+        for key in content:
+            if str(key) not in (keys[0], *_KNOWN):
+                yield f"the entry {key!r}"
+
+
+def _is_around(keys: list[str]) -> bool:
+    """Whether the outermost entry is no member of a chain and no wrapper's own."""
+    return bool(keys) and not keys[0].isdigit() and not keys[0].startswith("inner")
 
 
 def _fields(tree: Mapping[str, Any]) -> Iterable[str]:

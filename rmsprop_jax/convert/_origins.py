@@ -319,8 +319,10 @@ def _what(base: complex, once: complex, sums: tuple[int, int], numbers: Numbers)
       sums: where they are their numbers, and the squares of these.
       numbers: the elements.
     """
-    if base != 0 or once == 0:
+    if base == once:
         return "a constant, or a difference of elements"
+    if base != 0:
+        return f"an element plus {base.real:g}"
     total, square = sums
     at = total / once.real if once.real not in (0, 1) else -1
     if square * once.real == total**2 and at == int(at) and 0 <= at < numbers.size:

@@ -53,7 +53,7 @@ def read(
         with _files.reading(source):
             return _ours.read(source)
     if module_named(kind) is _torch:
-        record = _torch.read(content, framework, names)
+        record = _torch.read(content, framework, names, given)
     elif kind == "tf1":
         record = _tf1.read(content, names, given)
     elif kind == "keras":

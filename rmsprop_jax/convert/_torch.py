@@ -31,12 +31,14 @@ DIALECTS = ("torch", "timm", "sb3", "bitsandbytes")
 _QUANTISED = "__bnb_optimizer_quant_state__"
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _KEYS = {"nu": "square_avg", "momentum": "momentum_buffer", "mu": "grad_avg"}
+_READ = {*_KEYS.values(), "step", "state1", "qmap1", "absmax1", _QUANTISED}
 
 
 def read(
     content: Mapping[str, Any],
     framework: str | None = None,
     names: Iterable[str] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Record:
     """Returns the record of a state dictionary, alone or beside a model.
 
@@ -45,6 +47,7 @@ def read(
       framework: one of the four; by default what the hyperparameters show.
       names: the names of the parameters in the optimizer's order, group after group; by
         default what the groups or the model beside them show.
+      given: the hyperparameters of the call.
     """
     at = parts_of(content)
     optimizer, framework = at.optimizer, framework or content.get(FRAMEWORK)
@@ -66,6 +69,9 @@ def read(
     named, assumed = _names(numbers, shapes, groups, learned, names, is_ordered)
     if any(value.dtype == np.uint8 for value in _codes(state)):
         assumed += ("the 8-bit state of bitsandbytes goes on in float32",)
+    if any("initial_lr" in group for group in groups) and "lr" not in (given or {}):
+        assumed += ("`lr` stays what it was; a schedule set it, which `lr` can be",)
+    besides = {key for entry in state.values() for key in entry} - _READ
     slots = {
         named[number]: Slots(
             *(entries.get(number, {}).get(slot) for slot in Slots._fields)
@@ -90,7 +96,8 @@ def read(
             for key in content
             if at.optimizer_at
             and key not in ("step", at.optimizer_at[0], *at.model_at, *MARKS)
-        ),
+        )
+        + tuple(f"{key!r} of the optimizer's state" for key in sorted(besides)),
         assumed=assumed,
     )
 

@@ -172,6 +172,7 @@ def _function(arguments: argparse.Namespace, record: Record) -> Any:
             raise ValueError(
                 f"--weights takes MODULE.py:FUNCTION, got {arguments.weights!r}."
             )
+        sys.path.insert(0, str(Path(path).parent))  # as `python MODULE.py` has it
         function = runpy.run_path(path).get(name)
         if not callable(function):
             raise ValueError(f"{path} has no function {name}.")
