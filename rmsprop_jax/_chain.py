@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from . import _bits, _checks, _leaves, _matching, storage
@@ -41,7 +40,7 @@ def momentum(
         ):
             if is_set:
                 raise ValueError(f"`{name}` needs `momentum`, which is None.")
-        return optax.identity()
+        return optax.GradientTransformation(optax.init_empty_state, _no_momentum)
     _checks.hyperparameter("momentum", momentum, "in [0, 1]")
 
     def init(params: optax.Params) -> optax.TraceState:
@@ -82,6 +81,15 @@ def momentum(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _no_momentum(
+    updates: optax.Updates, state: Any, params: Any = None
+) -> tuple[optax.Updates, Any]:
+    del params
+    if isinstance(state, optax.TraceState):  # it would be left out without a word
+        raise _matching.wrong_state("momentum", state, optax.EmptyState)
+    return updates, state
+
+
 def _accumulate(
     momentum: jax.Array, bits: Any, u: Any, stored: Any, *, nesterov: bool
 ) -> tuple[jax.Array, jax.Array]:
@@ -120,64 +128,9 @@ def cautious(
         updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
         steps, state = inner.update(updates, state, params, **extra_args)
-        return _map(along, steps, updates), state
+        return mapped(along, steps, updates), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
-def add_params(
-    scale: optax.GradientTransformation, mask: Any
-) -> optax.GradientTransformation:
-    """Adds the parameters that the mask chooses, scaled, to the updates."""
-
-    def init(params: optax.Params) -> optax.OptState:
-        if jax.tree.leaves(params):  # not where `tree_map_params` asks what is whose
-            _chosen(mask, params)
-        return scale.init(params)
-
-    def like_update(u: jax.Array, p: Any) -> Any:
-        if p is None:
-            return None
-        return jnp.asarray(p, _leaves.like(p, _leaves.arithmetic_dtype(u)))
-
-    def update(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, Any]:
-        decaying = _map(like_update, updates, _chosen(mask, params))
-        scaled, state = scale.update(decaying, state)
-
-        def plus(path: Any, u: jax.Array, p: Any, s: Any) -> tuple[Any, Any]:
-            del p
-            if s is None:
-                return u, s
-            _leaves.same_kind(path, "gradient", u, "parameter", s)
-            if s.shape != u.shape:
-                raise _matching.too_large(path, s.shape, u.shape)
-            return u.astype(s.dtype) + s, s
-
-        return _leaves.each(plus, updates, None, scaled)[0], state
-
-    return optax.GradientTransformation(init, update)
-
-
-def _chosen(mask: Any, params: Any) -> Any:
-    """Returns the parameters with None for those that a mask leaves out."""
-    if mask is None:
-        return params
-    chosen = mask(params) if callable(mask) else mask
-    try:
-        if not all(isinstance(on, bool | np.bool_) for on in jax.tree.leaves(chosen)):
-            raise ValueError(f"got {chosen!r}")
-        return jax.tree.map(
-            lambda on, part: part if on else jax.tree.map(lambda _: None, part),
-            chosen,
-            params,
-        )
-    except ValueError as error:
-        raise ValueError(
-            "`weight_decay_mask` must be a tree of booleans like the parameters, or a "
-            f"function that returns one: {error}"
-        ) from error
 
 
 def in_wide_dtype(
@@ -213,6 +166,8 @@ def in_wide_dtype(
                 f"`{needs_params}` needs the parameters: call update(gradients, state, "
                 "params)."
             )
+        if not isinstance(state, tuple | list) or hasattr(state, "_fields"):
+            raise _matching.wrong_state("rmsprop", state, tuple)
         if needs_params is not None:
             _matching.same_tree("gradients", updates, "params", params)
         steps, state = inner.update(
@@ -226,7 +181,7 @@ def in_wide_dtype(
     return optax.GradientTransformationExtraArgs(placed(inner.init), update)
 
 
-def _map(function: Callable[..., Any], updates: Any, *rest: Any) -> Any:
+def mapped(function: Callable[..., Any], updates: Any, *rest: Any) -> Any:
     """`jax.tree.map` in which None, a parameter without a gradient, stays None."""
     return jax.tree.map(
         lambda u, *others: None if u is None else function(u, *others),

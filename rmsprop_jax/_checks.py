@@ -116,8 +116,20 @@ def flag(name: str, value: Any) -> None:
 
     Another number than 0 and 1 here is a slipped argument.
     """
-    if not isinstance(value, bool | np.bool_) and value not in (None, 0, 1):
-        raise TypeError(f"`{name}` must be True or False, got {value!r}.")
+    given = value
+    is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
+    if is_array and not isinstance(value, Tracer) and np.ndim(value) == 0:
+        value = np.asarray(value).item()
+    if not isinstance(value, bool | int | float | None) or value not in (None, 0, 1):
+        raise TypeError(f"`{name}` must be True or False, got {given!r}.")
+
+
+def transformation(name: str, value: Any) -> None:
+    """Raises unless `value` is a transformation, not the function that makes one."""
+    if not callable(getattr(value, "init", None)):
+        raise TypeError(
+            f"`{name}` must be a transformation, such as rmsprop(0.1), got {value!r}."
+        )
 
 
 def is_zero(value: Any) -> bool:

@@ -57,6 +57,7 @@ class HyperparameterArguments(inspect.BoundArguments):
         Numbers out of their range raise here as they do in the call itself: the arrays
         that the factory gets later are what a run made of them, which it accepts.
         """
+        given = set(self.arguments)
         super().apply_defaults()
         arguments = self.arguments
         signature = cast(HyperparameterSignature, self.signature)
@@ -73,6 +74,9 @@ class HyperparameterArguments(inspect.BoundArguments):
                 arguments[name] = Hidden(value)
             elif callable(value):
                 arguments[name] = jnp.dtype(cast(Any, value))
+            elif name == "seed" and name not in given:
+                # NumPy's integers are not injected: the state has what Optax's has.
+                arguments[name] = np.int64(value)
             else:
                 arguments[name] = _strongly_typed(value, dtype)
 

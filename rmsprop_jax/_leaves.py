@@ -124,6 +124,8 @@ def finished(steps: Any, updates: Any, params: Any, *, follows: bool) -> Any:
             dtype = update_dtype(path, jax.typeof(g), p, step if follows else g)
             if step.dtype.itemsize < 4:
                 dtype = step.dtype  # `round_params` has rounded it
+            elif not jnp.issubdtype(dtype, jnp.complexfloating):
+                dtype = like(step, dtype)  # complex where the momentum is
             step = step if step.dtype == dtype else saturated(step, dtype)
         found.append(step)
     return treedef.unflatten(found)

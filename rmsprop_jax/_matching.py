@@ -58,12 +58,17 @@ def state_of(function: str, state: Any, kind: type) -> None:
 
 def wrong_state(function: str, state: Any, kind: type) -> TypeError:
     """Returns the error for a state of another class."""
-    names = f"{type(state).__module__}.{type(state).__qualname__}"
+
+    def named(kind: type) -> str:  # as it is imported
+        return f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}"
+
     return TypeError(
-        f"The state of `{function}` must be a {kind.__module__}.{kind.__qualname__}, "
-        f"got {names}: it comes from another transformation, or with other options. "
-        "Use the state that this one's `init` returns; to go on with the other one, "
-        "`rmsprop_jax.convert.migrate(state, tx, params, ...)` makes a state of it."
+        f"The state of `{function}` must be of the class {named(kind)}, got "
+        f"{named(type(state))}: it comes from another transformation, or with other "
+        "options (`momentum`, `centered`, `bias_correction`, `nu_dtype` or a schedule "
+        "of `decay`). Use the state that this one's `init` returns; to go on with the "
+        "other one, `rmsprop_jax.convert.migrate(state, tx, params, ...)` makes a "
+        "state of it."
     )
 
 

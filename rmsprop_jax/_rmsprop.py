@@ -5,15 +5,12 @@ from functools import partial
 from typing import Any, Literal, cast
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from . import _chain, _checks, _round_params, storage
+from . import _chain, _checks, _round_params, _weight_decay, storage
 from ._rms import rms
 from ._signature import factory
 from ._state import RmsState
-
-WEIGHT_DECAY_MODES = ("coupled", "decoupled", "independent")
 
 
 @partial(factory, like=optax.rmsprop)
@@ -171,18 +168,12 @@ def rmsprop(
         steps = learning_rate_in_momentum and learning_rate is not None
         inner, after = chain[: before_buffer + 1], chain[before_buffer + 1 :]
         chain = [_chain.cautious(optax.chain(*inner), -1 if steps else 1), *after]
-    rate = _weight_decay_rate(learning_rate, weight_decay, weight_decay_mode)
-    if rate is not None:
-        coupled = weight_decay_mode == "coupled"
-        decayed = _chain.add_params(
-            # Off the parameters, so along with updates that a later element negates.
-            _chain.scale(rate, 1 if coupled or learning_rate is None else -1),
-            weight_decay_mask,
-        )
-        chain.insert(0 if coupled else len(chain), decayed)
-    elif weight_decay_mask is not None and weight_decay is None:
-        raise ValueError("`weight_decay_mask` needs `weight_decay`, which is not set.")
-    needs_params = None if rate is None else "weight_decay"
+    decayed = _weight_decay.element(
+        learning_rate, weight_decay, weight_decay_mode, weight_decay_mask
+    )
+    needs_params = None if decayed is None else "weight_decay"
+    if decayed is not None:
+        chain.insert(0 if weight_decay_mode == "coupled" else len(chain), decayed)
     rounded = _rounded(round_params, learning_rate, seed)
     if rounded is not None:
         needs_params = "round_params"
@@ -221,28 +212,3 @@ def _step_of(state: Any) -> Any:
     """Returns the number of updates done, from the state of the chain."""
     nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, RmsState))
     return next((x.count for x in nodes if isinstance(x, RmsState)), 0)
-
-
-def _weight_decay_rate(learning_rate: Any, weight_decay: Any, mode: str) -> Any:
-    """Returns what the parameters are multiplied with, or None for no weight decay."""
-    if mode not in WEIGHT_DECAY_MODES:
-        names = ", ".join(repr(name) for name in WEIGHT_DECAY_MODES)
-        raise ValueError(f"`weight_decay_mode` must be one of {names}, got {mode!r}.")
-    if weight_decay is None:
-        return None
-    _checks.hyperparameter(
-        "weight_decay", weight_decay, "finite and at least 0", or_schedule=True
-    )
-    if _checks.is_zero(weight_decay):
-        return None
-    if mode != "decoupled" or learning_rate is None:
-        return weight_decay
-    rates = (learning_rate, weight_decay)
-
-    def product(count: Any) -> Any:
-        factors = [rate(count) if callable(rate) else rate for rate in rates]
-        if not all(isinstance(factor, int | float) for factor in factors):
-            factors = [jnp.asarray(factor, float) for factor in factors]
-        return factors[0] * factors[1]
-
-    return product if any(map(callable, rates)) else product(0)

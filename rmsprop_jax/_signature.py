@@ -34,6 +34,7 @@ FOREIGN_NAMES = {
     "lr_in_momentum": "learning_rate_in_momentum",
     "decoupled_decay": "weight_decay_mode",
     "mask": "weight_decay_mask",
+    "caution": "cautious",
 }
 
 

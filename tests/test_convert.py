@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from flax.training.train_state import TrainState
 
 from rmsprop_jax import convert, dialects, rmsprop
 from rmsprop_jax.convert import _torch, _torch_files
@@ -473,12 +474,13 @@ def test_a_parameter_without_a_gradient_yet_starts_as_its_framework_starts_it():
     content["param_groups"][0]["decoupled_decay"] = False
     del content["state"][1]
     shapes = {"a": {"kernel": jnp.zeros((3, 2))}, "b": {"kernel": jnp.zeros((2, 4))}}
-    with pytest.raises(ValueError, match=r"b\.weight has no state yet"):
-        convert.load(content, shapes, names=["a.weight", "b.weight"])
+    load = partial(convert.load, content, shapes, names=["a.weight", "b.weight"])
     model = {"a.weight": np.ones((2, 3)), "b.weight": np.ones((4, 2))}
-    restored = convert.load({"optimizer": content, "model": model}, shapes)
-    assert restored.dialect == "timm"
-    np.testing.assert_array_equal(restored.state[0].nu["b"]["kernel"], 1)
+    with_model = convert.load({"optimizer": content, "model": model}, shapes)
+    for restored in (load(), with_model):
+        assert restored.dialect == "timm"
+        np.testing.assert_array_equal(restored.state[0].nu["b"]["kernel"], 1)
+        assert "b/kernel: without state" in restored.assumed[-1]
 
 
 def test_a_state_goes_into_any_chain_of_optax_and_of_ours():
@@ -508,8 +510,8 @@ def test_a_state_goes_into_any_chain_of_optax_and_of_ours():
 
 def test_our_own_state_is_not_taken_for_optax_s():
     params = {"w": jnp.ones(2)}
-    for centered in (False, True):
-        state = rmsprop(0.1, centered=centered).init(params)
+    for option in ({"centered": True}, {"decay": optax.constant_schedule(0.9)}):
+        state = rmsprop(0.1, **option).init(params)
         for source in (state, flax.serialization.to_state_dict(state)):
             with pytest.raises(
                 ValueError, match="a state of rmsprop_jax, not of Optax"
@@ -679,7 +681,7 @@ def test_state_of_other_parameters_and_schedules_are_refused(tmp_path):
     assert written["param_groups"][0]["alpha"] == 0.99
     with pytest.raises(ValueError, match="pass `names`"):
         convert.export(state, params, "torch", {})
-    with pytest.raises(ValueError, match=r"extra c\.weight: no leaf goes there"):
+    with pytest.raises(ValueError, match=r"extra c\.weight .*no leaf takes it"):
         convert.export(state, params, "torch", {}, names=["a.weight", "c.weight"])
     with pytest.raises(ValueError, match="no file format of 'mlx'"):
         convert.export(state, params, "mlx", {"learning_rate": 0.1})
@@ -759,3 +761,24 @@ def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path, capsys):
 def test_the_command_s_help_shows_an_example(capsys):
     assert command("--help") == 0
     assert "rmsprop-jax convert run.pt state.safetensors" in capsys.readouterr().out
+
+
+def test_a_state_that_counts_nothing_is_written_with_the_step_that_is_known(tmp_path):
+    content, _ = numbered(w=(3,))
+    params, path = {"w": jnp.ones(3)}, tmp_path / "state.safetensors"
+    restored = convert.load(content, params, names=["w"])
+    assert isinstance(restored.state[0], optax.ScaleByRmsState)
+    export = partial(convert.export, restored.state, params, "torch", names=["w"])
+    hyperparameters = restored.hyperparameters
+    with pytest.raises(ValueError, match=r"does not count its updates.*give `step`"):
+        export(hyperparameters)
+    assert export(restored.groups)["state"][0]["step"] == 3
+    assert export(hyperparameters, like=content)["state"][0]["step"] == 3
+    assert export(restored.groups, step=8)["state"][0]["step"] == 8
+    state = TrainState.create(
+        apply_fn=None, params=params, tx=restored.optimizer
+    ).replace(step=9)
+    save = partial(convert.save, path, restored.state)
+    for tree, step, expected in ((params, None, 3), (params, 8, 8), (state, None, 9)):
+        save(tree, "torch", restored.groups, step=step)
+        assert convert.load(path, params).step == expected

@@ -116,7 +116,9 @@ def test_what_does_not_fit_changes_nothing():
     restored = convert.load(source(), model)
     before = pure(model)
     other = nnx.ModelAndOptimizer(model, optax.adam(0.1), wrt=nnx.Param)
-    with pytest.raises(ValueError, match=r"or another optimizer \(0/mu/layers"):
+    with pytest.raises(
+        ValueError, match=r"or another optimizer \(0/count, 0/mu/layers"
+    ):
         convert.resume(other, restored)
     with pytest.raises(ValueError, match="other parameters"):
         convert.resume(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), restored)

@@ -78,7 +78,7 @@ def assert_as_in_float64(found, state, grads, updates, params, rate, eps, inside
         close(row.update_rms, np.sqrt(np.mean(np.abs(u) ** 2)))
         close(row.update_to_param, np.linalg.norm(u) / np.linalg.norm(p))
         assert row.skipped == (~np.isfinite(np.abs(g))).sum()
-        if rms.mu is not None:
+        if parts[4][0] is not None:
             mu = np.concatenate([wide(r[4]).ravel() for r in rows])
             close(row.signal_to_noise, np.sum(np.abs(mu) ** 2) / np.sum(nu))
     each = storage.sizes(state)

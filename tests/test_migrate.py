@@ -46,13 +46,13 @@ SAME_RULE = {
     ),
     "itself, one byte": (rmsprop(0.1, nu_dtype="uint8"),) * 2 + ({}, 0),
     "skip_nonfinite": (rmsprop(0.1), rmsprop(0.1, skip_nonfinite=True), {}, 1e-6),
-    "schedule": (rmsprop(0.1), rmsprop(halved_from_now_on), {}, 1e-6),
+    "schedule": (rmsprop(0.1), rmsprop(halved_from_now_on), {"step": STEPS}, 1e-6),
     "no schedule": (rmsprop(lambda count: 0.1), rmsprop(0.1), {}, 1e-6),
     "weight decay": (rmsprop(0.1), rmsprop(0.1, weight_decay=0.0), {}, 0),
     "rounded parameters": (
         rmsprop(0.1),
         optax.chain(rmsprop(0.1), rounding.round_params()),
-        {},
+        {"step": STEPS},
         0,
     ),
     "clipping": (rmsprop(0.1), optax.chain(optax.clip(1e9), rmsprop(0.1)), {}, 0),
@@ -136,8 +136,8 @@ MOVED = storage.uint8(lowest=1e-15)
 def test_another_nu_dtype_keeps_the_values(old, new, arguments, error):
     old_tx, tx = (scale_by_rms(0.9, nu_dtype=dtype) for dtype in (old, new))
     _, state = updates_of(old_tx, old_tx.init(PARAMS), 0)
-    migrated = convert.migrate(state, tx, PARAMS, **arguments)
-    assert migrated.count == STEPS
+    migrated = convert.migrate(state, tx, PARAMS, step=STEPS, **arguments)
+    assert "count" not in migrated._fields or migrated.count == STEPS
 
     def values(state, dtype):
         form = storage.as_format("nu_dtype", dtype, unsigned=True)
@@ -183,7 +183,7 @@ def test_shardings_are_those_of_the_parameters():
     params = {"w": jax.device_put(jnp.ones((8, 3)), sharding)}
     old, new = rmsprop(0.1), rmsprop(0.1, momentum=0.9, nu_dtype="uint8")
     _, state = old.update({"w": jnp.ones((8, 3))}, old.init({"w": jnp.ones((8, 3))}))
-    migrated = convert.migrate(state, new, params)
+    migrated = convert.migrate(state, new, params, step=1)
     fresh = new.init(params)
     shardings = [jax.tree.map(lambda x: x.sharding, t) for t in (migrated, fresh)]
     assert shardings[0] == shardings[1]
@@ -200,14 +200,13 @@ def test_nnx_optimizers():
     new = nnx.Optimizer(model, tx, wrt=nnx.Param)
     nnx.update(new.opt_state, nnx.state(state))
     np.testing.assert_allclose(new.opt_state[0].nu["kernel"][...], 0.1, rtol=1e-6)
-    assert new.opt_state[0].count[...] == 1
     new.update(model, grads)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "arguments", "words"),
     [
-        (optax.rmsprop(0.1), rmsprop(0.1), {}, "pass `step`"),
+        (optax.rmsprop(0.1), rmsprop(0.1, centered=True), {}, "pass `step`"),
         (optax.rmsprop(0.1, bias_correction=True), rmsprop(0.1), {}, "pass `decay`"),
         (optax.sgd(0.1, momentum=0.9), rmsprop(0.1), {}, "`state` has no average"),
         (rmsprop(0.1), optax.sgd(0.1), {}, "`tx` has no average"),
@@ -218,7 +217,7 @@ def test_nnx_optimizers():
             "rmsprop_jax.convert.translate",
         ),
         (optax.chain(rmsprop(0.1), optax.ema(0.5)), rmsprop(0.1), {}, "lost"),
-        (rmsprop(0.1), optax.chain(rmsprop(0.1), optax.ema(0.5)), {}, "tx` has .ema"),
+        (rmsprop(0.1), optax.chain(rmsprop(0.1), optax.ema(0.5)), {}, "tx` has ema"),
     ],
 )
 def test_what_cannot_go_on_says_what_to_do(old, new, arguments, words):

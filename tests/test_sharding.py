@@ -127,7 +127,8 @@ def test_a_sharded_update_needs_no_communication(nu, options, mesh):
 def test_zero_axis_splits_the_first_dimension_that_divides(shape, spec, expected):
     mesh = mesh_of(4, 2)
     params = {"w": jax.ShapeDtypeStruct(shape, jnp.float32)}
-    arguments = scale_by_rms(), params, {"w": NamedSharding(mesh, spec)}
+    counted = scale_by_rms(nu_dtype="uint8")
+    arguments = counted, params, {"w": NamedSharding(mesh, spec)}
     state = sharding.state_sharding(*arguments, zero_axis="data")
     assert state.nu["w"].spec == (spec if expected is None else expected)
     assert state.count.spec == P()

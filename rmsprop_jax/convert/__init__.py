@@ -13,9 +13,9 @@ from ._api import export as export
 from ._api import load as load
 from ._api import save as save
 from ._migrate import migrate as migrate
-from ._names import Place as Place
 from ._names import same as same
 from ._names import torch_to_flax as torch_to_flax
+from ._origins import Place as Place
 from ._record import Group as Group
 from ._resume import resume as resume
 from ._translate import translate as translate

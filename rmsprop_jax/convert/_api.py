@@ -1,7 +1,8 @@
 """What a user calls: `load`, `save`, `export`."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,20 +12,24 @@ import numpy as np
 import optax
 
 from . import _files, _ours, _torch
-from ._names import Place, Rule, as_rule, from_tree, same, to_tree
+from ._continued import made
+from ._moving import Weights, from_tree, to_tree
+from ._names import Rule
+from ._origins import Place
 from ._record import (
     Group,
     Record,
+    Slots,
     arguments_of,
     debiasing,
     drain,
     fill,
+    is_new,
     maker,
     names_of,
-    path_name,
     present,
 )
-from ._resume import tree_of
+from ._resume import counted, transposed_in, tree_of
 from ._sources import check_suffix, content_of, default_rule, module_of, read
 
 
@@ -42,7 +47,8 @@ class Restored(NamedTuple):
       step: how many updates were done; None if the source does not say.
       groups: the parameter groups, for `save`.
       places: what went where: each leaf's path, and its place in the file.
-      left_out: what the source has besides and is not taken over, in words.
+      left_out: what the source has besides, in words: other entries of the file, arrays
+        of the model that no leaf takes, and what `leave_out` names.
       assumed: what the source does not say and is taken for granted, in words.
     """
 
@@ -62,10 +68,13 @@ def load(
     source: Any,
     params: Any,
     *,
+    weights: Weights | Rule | Mapping[str, str] | None = None,
     framework: str | None = None,
     rule: Rule | Mapping[str, str] | None = None,
     names: Iterable[str] | None = None,
+    leave_out: Collection[str] = (),
     step: int | None = None,
+    strict: bool = False,
     **hyperparameters: Any,
 ) -> Restored:
     """Reads an optimizer's state, of any framework, for a tree of parameters.
@@ -80,12 +89,21 @@ def load(
         content of one, such as torch's `optimizer.state_dict()`, or an Optax state.
       params: the parameters, or their `jax.ShapeDtypeStruct`s: any tree, a Flax NNX
         model or a Linen `TrainState`.
+      weights: the function with which you move the weights: it takes the source's
+        arrays, a dictionary by name, and returns the tree. It may transpose, reshape,
+        split, join, stack and flip, in NumPy or JAX and in any dtype; it is sent the
+        numbers of elements to learn where each one goes, and the accumulators follow.
+        Each element that the optimizer trains has to go into one leaf, once; the sum
+        of two moves twice as far, as both together do in the source. Or a rule,
+        `torch_to_flax` or `same`, or a dictionary from paths to names; by default the
+        rule of the dialect.
       framework: the name of the dialect; by default as the source shows.
-      rule: which entry belongs to which leaf: `torch_to_flax` or `same`, perhaps with
-        arguments, or a dictionary from paths to names.
+      rule: what `weights` was called in version 0.1.
       names: what the source numbers and does not name, in its order.
+      leave_out: names of parameters, or of modules, of the source that have no leaf.
       step: how many updates were done, where the source does not say or not rightly;
         schedules start from there.
+      strict: whether what would be assumed is an error.
       **hyperparameters: the dialect's arguments that replace the source's, such as a
         learning-rate schedule, or that it does not hold; a tuple is one for each group.
         A state of Optax shows neither `nesterov` nor `eps_in_sqrt`: give them where the
@@ -98,7 +116,8 @@ def load(
 
     Raises:
       ValueError: if the source is not such a state, does not fit the parameters, or
-        lacks hyperparameters that the call does not give.
+        lacks hyperparameters that the call does not give; if `weights` does more than
+        move elements, which it names; if what `strict` forbids would be assumed.
       ImportError: if reading it needs a package that is not installed.
 
     Example:
@@ -116,14 +135,20 @@ def load(
       ('torch', 0.9, 7)
       >>> restored.state[0].nu["fc"]["kernel"].shape
       (3, 2)
+      >>> def to_jax(arrays):
+      ...     return {"fc": {"kernel": arrays["fc.weight"].T}}
+      >>> again = convert.load(state_dict, params, weights=to_jax, names=["fc.weight"])
+      >>> print(again.places[0][1])
+      fc.weight, transposed
     """
-    params = tree_of(params)
+    known, params = transposed_in(params), tree_of(params)
     record = read(source, framework, names, hyperparameters)
     record = record if step is None else record._replace(step=step)
-    default = same() if record.is_ours else default_rule(record.dialect)
-    record, places = to_tree(record, params, as_rule(rule, default))
+    function = chosen(weights, rule, record, known)
+    record, places = to_tree(record, params, function, leave_out)
     record = completed(record, hyperparameters)
-    optimizer = _optimizer(record)
+    check_assumed(record, strict)
+    optimizer = made(checked(record), params)
     found = record.weights or {}
     tree = jax.tree_util.tree_structure(params)
     leaves = names_of(params)
@@ -138,7 +163,7 @@ def load(
         else _as_params(tree, whole, leaves),
         dialect=record.dialect,
         step=record.step,
-        groups=record.groups,
+        groups=tuple(group._replace(step=record.step) for group in record.groups),
         places=places,
         left_out=record.left_out,
         assumed=record.assumed,
@@ -151,9 +176,12 @@ def export(
     dialect: str,
     hyperparameters: Mapping[str, Any] | Sequence[Group],
     *,
+    weights: Weights | Rule | Mapping[str, str] | None = None,
     rule: Rule | Mapping[str, str] | None = None,
     names: Iterable[str] | None = None,
     like: Any = None,
+    leave_out: Collection[str] = (),
+    step: int | None = None,
 ) -> Any:
     """Returns an optimizer's state as its framework keeps it, in memory.
 
@@ -164,10 +192,15 @@ def export(
       dialect: the name of the dialect that the state is of.
       hyperparameters: the arguments that the run had, or `Restored.groups`. Where a
         schedule stands, its value at the state's step is written.
+      weights: as for `load`: its inverse writes back. A function needs `like`.
       rule: as for `load`.
       names: the framework's names of all parameters, in the optimizer's order. By
         default those of `like`, or the paths of the tree.
       like: a file, or its content, to take the order and all else from.
+      leave_out: names of parameters of `like` that stay as they are there.
+      step: how many updates were done. By default as many as the state counts, or a
+        `TrainState` given as `params`; a plain RMSProp counts none, and then it is
+        the step of `Restored.groups` or of `like`: give it if there were more since.
 
     Returns:
       torch's state dictionary (of arrays), Keras's optimizer variables in order (under
@@ -186,13 +219,19 @@ def export(
       >>> there["state"][0]["square_avg"].shape
       (2, 3)
     """
+    step, known = counted(params, step), transposed_in(params)
     params = tree_of(params)
-    record = drained(state, params, dialect, hyperparameters)
+    record = drained(state, params, dialect, hyperparameters, step)
     if dialect == "optax":
         return _as_optax(record, params)
     content = content_of(like, dialect)
     module = module_of(dialect, content)
-    return module.to_dict(_named(record, params, rule, names, content), content)
+    old = _old(record, params, names, content)
+    if content is None and dialect in _torch.DIALECTS:
+        record = record._replace(weights=None)  # torch keeps them elsewhere
+    function = chosen(weights, rule, old, known)
+    record, _ = from_tree(with_step(record, old), params, function, old, leave_out)
+    return module.to_dict(record, content)
 
 
 def save(
@@ -202,9 +241,12 @@ def save(
     dialect: str,
     hyperparameters: Mapping[str, Any] | Sequence[Group],
     *,
+    weights: Weights | Rule | Mapping[str, str] | None = None,
     rule: Rule | Mapping[str, str] | None = None,
     names: Iterable[str] | None = None,
     like: Any = None,
+    leave_out: Collection[str] = (),
+    step: int | None = None,
 ) -> None:
     """Writes an optimizer's state as a file of its framework, or as ours.
 
@@ -219,9 +261,13 @@ def save(
       params: as for `export`.
       dialect: the name of the dialect that the state is of.
       hyperparameters: as for `export`.
+      weights: as for `export`.
       rule: as for `load`.
       names: as for `export`.
-      like: as for `export`; a Keras file needs it.
+      like: as for `export`; a Keras file needs it. What the copy has of it that is
+        older than the state, a scheduler or statistics of BatchNorm, a warning names.
+      leave_out: as for `export`.
+      step: as for `export`.
 
     Raises:
       ValueError: if the state, the parameters and the names do not fit.
@@ -238,8 +284,9 @@ def save(
       >>> convert.load(path, params).dialect
       'keras'
     """
-    path, params = Path(target), tree_of(params)
-    record = drained(state, params, dialect, hyperparameters)
+    path, step = Path(target), counted(params, step)
+    known, params = transposed_in(params), tree_of(params)
+    record = drained(state, params, dialect, hyperparameters, step)
     torch_like = dialect in _torch.DIALECTS and (like is not None or names is not None)
     if path.suffix == ".safetensors" and not torch_like:
         _ours.save(path, record)
@@ -255,8 +302,59 @@ def save(
     else:
         content = content_of(like, dialect)
         module = module_of(dialect, content)
-        named = _named(record, params, rule, names, content)
+        old = _old(record, params, names, content)
+        function = chosen(weights, rule, old, known)
+        record = with_step(record, old)
+        named, _ = from_tree(record, params, function, old, leave_out)
         module.save(path, module.to_dict(named, content))
+        stale = older(named, old)
+        if stale:
+            warnings.warn(stale, stacklevel=2)
+
+
+def chosen(
+    weights: Any, rule: Any, record: Record, transposed: Collection[str] | None = None
+) -> Weights | Rule:
+    """Returns the function or the rule that a user means.
+
+    Raises:
+      TypeError, ValueError: if it is none, or there are two.
+    """
+    if weights is not None and rule is not None:
+        raise ValueError("`rule` is another name of `weights`: give one of them.")
+    given = rule if weights is None else weights
+    default = default_rule(record)
+    if isinstance(given, Mapping):
+        given = default.by_path(given)
+    if given is not None and not callable(given) and not isinstance(given, Rule):
+        raise TypeError(
+            "`weights` must be a function from the source's arrays by name to the "
+            "tree, a rule, or a dictionary from paths to names, got "
+            f"{type(given).__name__}."
+        )
+    given = default if given is None else given
+    return given.knowing(transposed) if isinstance(given, Rule) else given
+
+
+def check_assumed(record: Record, strict: bool) -> None:
+    """Raises if anything was assumed, where that is not allowed."""
+    if strict and record.assumed:
+        raise ValueError(
+            "`strict` allows no assumptions, and the source does not say:\n  "
+            + "\n  ".join(record.assumed)
+        )
+
+
+def older(record: Record, old: Record) -> str:
+    """Says what a copy of a file has that is older than the state that it got."""
+    beside = [name for name in old.weights or {} if name not in record.slots]
+    stale = [*old.left_out, *(beside if record.weights else old.weights or {})]
+    if not stale or record.step is None or record.step == old.step:
+        return ""
+    return (
+        f"The copy has the state of step {record.step}, and as they were at step "
+        f"{old.step}: {', '.join(stale)}."
+    )
 
 
 def completed(record: Record, given: Mapping[str, Any]) -> Record:
@@ -296,23 +394,12 @@ def completed(record: Record, given: Mapping[str, Any]) -> Record:
         factor = debiasing(groups[0].hyperparameters["decay"], record.step)
         slots = {
             name: s._replace(
-                nu=np.asarray(s.nu, np.float64) / factor,
+                nu=None if s.nu is None else np.asarray(s.nu, np.float64) / factor,
                 mu=None if s.mu is None else np.asarray(s.mu, np.float64) / factor,
             )
             for name, s in slots.items()
         }
     return record._replace(groups=groups, slots=slots)
-
-
-def made(
-    dialect: str, groups: Iterable[Group]
-) -> list[optax.GradientTransformationExtraArgs]:
-    """Returns the optimizer of each group.
-
-    Raises:
-      TypeError, ValueError: if the hyperparameters are not valid.
-    """
-    return [maker(dialect)(**group.hyperparameters) for group in groups]
 
 
 def checked(record: Record) -> Record:
@@ -321,11 +408,12 @@ def checked(record: Record) -> Record:
     Raises:
       TypeError, ValueError: if they are or do not.
     """
-    made(record.dialect, record.groups)
     for group in record.groups:
+        maker(record.dialect)(**group.hyperparameters)
         arguments = arguments_of(record.dialect, group.hyperparameters)
         centered = bool(arguments.get("centered", False))
-        means = [record.slots[name].mu is not None for name in group.names]
+        slots = [record.slots[name] for name in group.names]
+        means = [slot.mu is not None for slot in slots if slot.nu is not None]
         if means and centered != any(means):
             raise ValueError(
                 f"`centered` is {centered} in the hyperparameters, and the state has "
@@ -334,8 +422,31 @@ def checked(record: Record) -> Record:
     return record
 
 
-def drained(state: Any, params: Any, dialect: str, hyperparameters: Any) -> Record:
+def with_step(record: Record, old: Record) -> Record:
+    """Returns a record that says how many updates were done, or is as silent as `old`.
+
+    Raises:
+      ValueError: if nothing says it, and the framework's files do.
+    """
+    step = old.step if record.step is None else record.step
+    if step is None and record.dialect != "tf1":
+        raise ValueError(
+            f"The state does not count its updates, and files of {record.dialect} say "
+            "how many there were: give `step`."
+        )
+    return record._replace(step=step)
+
+
+def drained(
+    state: Any,
+    params: Any,
+    dialect: str,
+    hyperparameters: Any,
+    step: int | None = None,
+) -> Record:
     """Returns the record of a state, with the parameters if they have values.
+
+    Its step is the one given, or that of the state, or of its groups.
 
     Raises:
       TypeError, ValueError: if the state, the parameters and the hyperparameters do
@@ -349,8 +460,13 @@ def drained(state: Any, params: Any, dialect: str, hyperparameters: Any) -> Reco
             "`hyperparameters` must be a dictionary, or for several parameter groups "
             "`Restored.groups`, which say whose they are."
         )
-    made(dialect, groups)  # wrong names are said before they are used
+    for group in groups:
+        maker(dialect)(**group.hyperparameters)  # says wrong names before their use
     record = checked(drain(state, dialect, tuple(groups)))
+    if step is None and record.step is None:
+        step = groups[0].step
+        step = 0 if step is None and is_new(record) else step
+    record = record if step is None else record._replace(step=step)
     for group in record.groups:
         arguments = arguments_of(dialect, group.hyperparameters)
         moves = arguments.get("momentum") is not None
@@ -367,41 +483,22 @@ def drained(state: Any, params: Any, dialect: str, hyperparameters: Any) -> Reco
     return record._replace(weights=weights)
 
 
-def _optimizer(record: Record) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer of a record; of several groups a partition by path."""
-    optimizers = made(record.dialect, checked(record).groups)
-    if len(record.groups) == 1:
-        return optimizers[0]
-    label_of = {n: str(i) for i, g in enumerate(record.groups) for n in g.names}
-    parts: dict[Any, Any] = {str(i): made for i, made in enumerate(optimizers)}
-
-    def labels(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: label_of[path_name(path)], params
-        )
-
-    return optax.partition(parts, labels)
-
-
-def _named(
-    record: Record, params: Any, rule: Any, names: Iterable[str] | None, content: Any
+def _old(
+    record: Record, params: Any, names: Iterable[str] | None, content: Any
 ) -> Record:
-    """Returns a record of a tree with the names of the framework."""
-    before, framework = None, record.dialect
+    """Returns the record that a tree's is written over, or one of names alone."""
     names = None if names is None else list(names)
     if content is not None:
-        old = read(content, framework, names, record.groups[0].hyperparameters)
-        before = old.weights
-        names = names or [name for group in old.groups for name in group.names]
-    elif names is None:
+        given = record.groups[0].hyperparameters
+        return read(content, record.dialect, names, given)
+    if names is None:
         names = list(names_of(params))
-        if framework in _torch.DIALECTS:
+        if record.dialect in _torch.DIALECTS:
             raise ValueError(
                 "torch numbers the parameters in the optimizer's order: pass `names` "
                 "in that order, or `like`, a file of the same run."
             )
-    chosen = as_rule(rule, default_rule(framework))
-    return from_tree(record, params, chosen, names, before)
+    return Record(record.dialect, None, (), {name: Slots(None) for name in names})
 
 
 def _as_optax(record: Record, params: Any) -> Any:

@@ -1,18 +1,17 @@
 """From one transformation to another of the same run."""
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
+from .. import _checks, storage
+from . import _adam, _restored
+from ._elements import has_counts, nodes, steps_done, with_others
+from ._memory import in_default_memory, in_memory_of
 from ._optax import follows_the_rate
 from ._record import STATES, Group, drain, fill, names_of
 
-_COUNT = ".count"
-_KINDS: Any = (*STATES, optax.TraceState, optax.ScaleByScheduleState)
+_MOST_STEPS = 2**31 - 1
 
 
 def migrate(
@@ -22,29 +21,40 @@ def migrate(
     *,
     step: int | None = None,
     decay: float | None = None,
+    b1: float | None = None,
+    learning_rate: float | None = None,
     nu_dtype: Any = None,
     old_nu_dtype: Any = None,
+    old_tx: optax.GradientTransformation | None = None,
 ) -> Any:
     """Returns the state of one transformation of RMSProp as the state of another.
 
     They may differ in `nu_dtype`, `mu_dtype` and `accumulator_dtype`, in momentum,
     centring, schedules, bias correction and weight decay, and one or both may be of
     Optax, `optax.rmsprop`, `optax.scale_by_rms` or `optax.scale_by_stddev`, inside any
-    chain. `nu` keeps its values, rounded to nearest where it becomes narrower; every
-    schedule goes on from the number of updates done; a momentum or a mean that the
-    state does not have starts at zero, one that `tx` does not have is left out. States
-    of other elements of the chain stay what they are. `translate` does the same
-    between dialects, with their hyperparameters.
+    chain; also `optax.adam` and `optax.adamw`, whose `nu` is the same average. `nu`
+    keeps its values, rounded to nearest where it becomes narrower; every schedule goes
+    on from the number of updates done; a momentum or a mean that the state does not
+    have starts at zero, one that `tx` does not have is left out. `watch`,
+    `optax.inject_hyperparams`, `optax.apply_if_finite` and `optax.MultiSteps` may come
+    and go. States of other elements of the chain stay what they are. `translate` does
+    the same between dialects, with their hyperparameters.
 
     Args:
-      state: the state, as the transformation that made it has it.
+      state: the state, as the transformation that made it has it, or as Flax and Orbax
+        restore it without a target, in dictionaries and lists.
       tx: the transformation that goes on; its rule and its learning rate act from now.
-      params: the parameters; the state comes with the shardings of `tx.init(params)`.
+      params: the parameters; the state comes with the shardings of `tx.init(params)`,
+        in host memory where `state` was there.
       step: how many updates were done, where the state does not say: one of Optax
-        without bias correction and schedules.
-      decay: the decay, where a state of Optax has bias correction.
+        without bias correction and schedules. At most 2^31 - 1.
+      decay: the decay, where a state of Optax has bias correction; b2 of Adam.
+      b1: of Adam, where its mean shall become the momentum, or is made of it.
+      learning_rate: the number that scales the steps which that momentum gathers.
       nu_dtype: the `storage.uint8` with a range of its own that `tx` has, if so.
       old_nu_dtype: that of `state`, if it had one.
+      old_tx: the transformation that made `state`, where dictionaries do not tell: a
+        count, a mu and a nu may be Adam's.
 
     Returns:
       A state for `tx.update`. Of Flax NNX take ``nnx.as_pure(optimizer.opt_state)`` and
@@ -52,8 +62,12 @@ def migrate(
       ``nnx.update(optimizer.opt_state, nnx.state(...))``.
 
     Raises:
+      TypeError: if `tx` is no transformation, or a number none.
       ValueError: if `state` is not RMSProp's, is of other parameters, has momentum of
         another kind, or lacks what `tx` needs; the error names it.
+
+    Warns:
+      UserWarning: if Adam's mean is left out, or starts at zero.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -66,27 +80,95 @@ def migrate(
       >>> print(state[0].nu["w"], state[1].count, state[2].trace["w"])
       [0.1 0.1 0.1] 1 [0. 0. 0.]
     """
-    fresh = tx.init(params)
-    names = _checked_names(state, fresh)
-    _check_momentum(state, fresh)
-    corrected = any("WithCount" in type(x).__name__ for x in _of(STATES, state, fresh))
-    if corrected and decay is None:
-        raise ValueError(
-            "A state of Optax with bias correction holds averages that are not yet "
-            "corrected: pass `decay`, the run's."
-        )
-    settings = {} if decay is None else {"decay": decay}
-    old = Group({**settings, "nu_dtype": old_nu_dtype}, names)
-    record = drain(state, "rmsprop", (old,))
-    done = record.step if step is None else step
-    if done is None and any(path.endswith(_COUNT) for path, _ in _leaves(fresh)):
+    step = None if step is None else _checks.integer("step", step, 0, _MOST_STEPS)
+    for name, value in {"decay": decay, "b1": b1}.items():
+        if value is not None:
+            _checks.number(name, value, "in [0, 1)")
+    if learning_rate is not None:
+        _checks.number("learning_rate", learning_rate, "finite and greater than 0")
+    storage.as_format("nu_dtype", nu_dtype, unsigned=True)
+    storage.as_format("old_nu_dtype", old_nu_dtype, unsigned=True)
+    fresh = _initial("tx", tx, params)
+    if old_tx is not None:
+        state = _restored.like(state, _initial("old_tx", old_tx, params))
+    given = _restored.in_classes(state)
+    state = in_default_memory(given)
+    done = steps_done(state) if step is None else step
+    target, rate = fresh, None
+    if _adam.has_adam(state) and _adam.has_adam(fresh):
+        raise ValueError("`state` and `tx` are both Adam's, neither is RMSProp.")
+    if _adam.has_adam(state):
+        rate = _rate_of(fresh, b1, learning_rate)
+        state = _adam.as_rms(state, _needed(decay), b1, rate)
+    if _adam.has_adam(fresh):
+        rate = _rate_of(state, b1, learning_rate)
+        target = _adam.standing_in(fresh, b1, rate is not None)
+    names = _checked_names(state, target)
+    _check_momentum(state, target)
+    if any("WithCount" in type(x).__name__ for _, x in (*nodes(state), *nodes(target))):
+        _needed(decay)
+    whole = with_others(target, state, done)
+    if done is None and (has_counts(target) or target is not fresh):
         raise ValueError(
             "The state does not say how many updates were done, and `tx` counts them: "
             "pass `step`."
         )
-    new = Group({**settings, "nu_dtype": nu_dtype}, names)
+    settings = {} if decay is None else {"decay": decay}
+    old, new = (
+        Group({**settings, "nu_dtype": dtype}, names)
+        for dtype in (old_nu_dtype, nu_dtype)
+    )
+    record = drain(state, "rmsprop", (old,))
     record = record._replace(step=done, groups=(new,))
-    return _with_others(fill(fresh, record), state, done)
+    found = fill(whole, record)
+    if target is not fresh:
+        found = _adam.back(found, fresh, done or 0, _needed(decay), b1, rate)
+    return in_memory_of(given, found)
+
+
+def _initial(name: str, tx: Any, params: Any) -> Any:
+    """Returns the initial state of a transformation, checked."""
+    if not callable(getattr(tx, "init", None)):
+        raise TypeError(
+            f"`{name}` must be a transformation, such as rmsprop(0.1), got {tx!r}."
+        )
+    return tx.init(params)
+
+
+def _needed(decay: float | None) -> float:
+    """Returns the decay of averages that are not yet corrected."""
+    if decay is None:
+        raise ValueError(
+            "A state of Optax with bias correction, or of Adam, holds averages that "
+            "are not yet corrected: pass `decay`, the run's, which is Adam's b2."
+        )
+    return decay
+
+
+def _rate_of(other: Any, b1: float | None, learning_rate: float | None) -> float | None:
+    """Returns the learning rate of a momentum that is made of Adam's mean, or back.
+
+    Args:
+      other: the state that is not Adam's.
+      b1: Adam's, None if there is to be no momentum.
+      learning_rate: the number that was given.
+    """
+    if b1 is None:
+        return None
+    kinds = _momenta(other)
+    if not kinds:
+        raise ValueError(
+            "`b1` turns Adam's mean into a momentum, or back, and the RMSProp has "
+            "none: leave `b1` out."
+        )
+    if kinds == {False}:
+        return None
+    if learning_rate is None:
+        raise ValueError(
+            "The momentum gathers steps, which the learning rate has scaled: pass "
+            "`learning_rate` beside `b1`."
+        )
+    return float(learning_rate)
 
 
 def _checked_names(state: Any, fresh: Any) -> tuple[str, ...]:
@@ -94,7 +176,8 @@ def _checked_names(state: Any, fresh: Any) -> tuple[str, ...]:
     shapes = [
         {
             name: nu.shape
-            for node in _of(STATES, tree)
+            for _, node in nodes(tree)
+            if isinstance(node, STATES)
             for name, nu in names_of(node.nu).items()
         }
         for tree in (state, fresh)
@@ -118,17 +201,7 @@ def _checked_names(state: Any, fresh: Any) -> tuple[str, ...]:
 
 def _check_momentum(state: Any, fresh: Any) -> None:
     """Checks that both momenta hold steps, or both directions."""
-    kinds = []
-    for tree in (state, fresh):
-        paths = dict(_nodes(tree))
-        average = next(p for p, node in paths.items() if isinstance(node, STATES))
-        kinds.append(
-            {
-                follows_the_rate(path, average)
-                for path, node in paths.items()
-                if isinstance(node, optax.TraceState)
-            }
-        )
+    kinds = [_momenta(tree) for tree in (state, fresh)]
     if all(kinds) and kinds[0] != kinds[1]:
         raise ValueError(
             "One momentum gathers steps, which the learning rate has scaled, and the "
@@ -137,74 +210,12 @@ def _check_momentum(state: Any, fresh: Any) -> None:
         )
 
 
-def _with_others(new: Any, state: Any, step: int | None) -> Any:
-    """Returns a state with the leaves of the other elements of the chain."""
-    old = _others(state)
-    taken: dict[str, int] = {}
-
-    def kept(path: Any, leaf: Any) -> Any:
-        if isinstance(leaf, _KINDS):
-            return leaf
-        name = _name(path)
-        index = taken[name] = taken.get(name, -1) + 1
-        found = old.get(name, [])[index : index + 1]
-        if found and _alike(found[0], leaf):
-            return found[0]
-        if name.endswith(_COUNT) and not found:
-            return jnp.asarray(step, leaf.dtype)
-        raise ValueError(
-            f"`tx` has {name} in its state, and the state does not: `migrate` knows "
-            "RMSProp, momentum and counts, not how that would start."
-        )
-
-    whole = jax.tree_util.tree_map_with_path(kept, new, is_leaf=_is_kind)
-    left = [
-        name
-        for name, leaves in old.items()
-        if len(leaves) > taken.get(name, -1) + 1 and not name.endswith(_COUNT)
-    ]
-    if left:
-        raise ValueError(
-            f"The state has {', '.join(left)}, which would be lost: `tx` has no place "
-            "for that."
-        )
-    return whole
-
-
-def _others(state: Any) -> Mapping[str, list[Any]]:
-    """Returns the leaves that are not RMSProp's, by name, in order."""
-    found: dict[str, list[Any]] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_kind):
-        if not _is_kind(leaf):
-            found.setdefault(_name(path), []).append(leaf)
-    return found
-
-
-def _leaves(state: Any) -> Iterator[tuple[str, Any]]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        yield jax.tree_util.keystr(path), leaf
-
-
-def _nodes(state: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the states of RMSProp and its momentum, with paths like "0.inner.2"."""
-    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_kind):
-        if _is_kind(node):
-            yield jax.tree_util.keystr(path, simple=True, separator="."), node
-
-
-def _of(kinds: Any, *states: Any) -> list[Any]:
-    return [x for state in states for _, x in _nodes(state) if isinstance(x, kinds)]
-
-
-def _name(path: Any) -> str:
-    """Returns a path without places in tuples, which a longer chain moves."""
-    sequence = jax.tree_util.SequenceKey
-    return jax.tree_util.keystr(tuple(x for x in path if not isinstance(x, sequence)))
-
-
-def _is_kind(node: Any) -> bool:
-    return isinstance(node, _KINDS)
-
-
-def _alike(one: Any, other: Any) -> bool:
-    return np.shape(one) == np.shape(other) and one.dtype == other.dtype
+def _momenta(state: Any) -> set[bool]:
+    """Returns whether the momenta of a state gather steps."""
+    paths = dict(nodes(state))
+    average = next(p for p, node in paths.items() if isinstance(node, STATES))
+    return {
+        follows_the_rate(path, average)
+        for path, node in paths.items()
+        if isinstance(node, optax.TraceState)
+    }

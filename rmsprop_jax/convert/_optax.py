@@ -14,12 +14,17 @@ from . import _files
 from ._record import STATES, Group, Record, Slots
 
 
-def read(content: Mapping[str, Any], names: Iterable[str] | None = None) -> Record:
+def read(
+    content: Mapping[str, Any],
+    names: Iterable[str] | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Record:
     """Returns the record of a state of Optax.
 
     Args:
       content: what `load` or `nested` returns.
       names: the parameters to take; by default all.
+      given: the hyperparameters of the call.
     """
     nodes = dict(_nodes(content))
     averages = [node for node in nodes.values() if "nu" in node]
@@ -30,8 +35,9 @@ def read(content: Mapping[str, Any], names: Iterable[str] | None = None) -> Reco
         )
     (average,) = averages
     centered, corrected = "mu" in average, "count" in average
-    if list(average) == ["count", "nu", "mu"] or (centered and average["mu"] is None):
-        raise ValueError(  # Optax has nu last, and no mu that is None
+    old = list(average) == ["count", "nu", "mu"] or (centered and average["mu"] is None)
+    if old or "lowest" in average:  # Optax has nu last, and no mu that is None
+        raise ValueError(
             "This is a state of rmsprop_jax, not of Optax: restore it as what it is "
             "(flax.serialization.from_bytes), or keep it with convert.save."
         )

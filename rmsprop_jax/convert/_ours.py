@@ -25,18 +25,27 @@ def read(path: Any) -> Record:
     with safetensors.safe_open(Path(path), "np") as file:
         about = _described(name, (file.metadata() or {})[_KEY])
         arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    slots, weights = {}, {}
+    slots, weights, joined = {}, {}, {}
     for key, value in arrays.items():
         kind, _, parameter = key.partition("/")
         if kind == "params":
             weights[parameter] = value
+        elif kind == "joined":
+            joined[parameter] = value
         elif kind in Slots._fields:
             slots.setdefault(parameter, {})[kind] = value
     groups = tuple(
-        Group(g["hyperparameters"], tuple(g["names"])) for g in about["groups"]
+        Group(
+            g["hyperparameters"],
+            tuple(g["names"]),
+            {name: joined[name] for name in g["names"] if name in joined},
+            tuple(g.get("waiting", ())),
+        )
+        for g in about["groups"]
     )
     order = [parameter for group in groups for parameter in group.names]
-    absent = [p for p in order if "nu" not in slots.get(p, {})]
+    resting = {parameter for group in groups for parameter in group.waiting}
+    absent = [p for p in order if "nu" not in slots.get(p, {}) and p not in resting]
     unnamed = sorted(slots.keys() - set(order))
     if absent or unnamed or len(set(order)) != len(order):
         raise ValueError(
@@ -47,7 +56,7 @@ def read(path: Any) -> Record:
         about["dialect"],
         about["step"],
         groups,
-        {parameter: Slots(**slots[parameter]) for parameter in order},
+        {p: Slots(**{"nu": None, **slots.get(p, {})}) for p in order},
         tuple(about["missing"]),
         weights,
         about["is_ours"],
@@ -69,7 +78,10 @@ def _described(name: str, text: str) -> dict[str, Any]:
             and all(isinstance(word, str) for word in about["missing"])
             and all(
                 isinstance(group["hyperparameters"], dict)
-                and all(isinstance(parameter, str) for parameter in group["names"])
+                and all(
+                    isinstance(parameter, str)
+                    for parameter in [*group["names"], *group.get("waiting", ())]
+                )
                 for group in about["groups"]
             )
         )
@@ -98,7 +110,11 @@ def save(path: Any, record: Record) -> None:
                 missing.append(name)
             else:
                 kept[name] = _plain(name, value)
-        groups.append({"hyperparameters": kept, "names": group.names})
+        resting = [n for n in group.names if record.slots[n].nu is None]
+        waiting = sorted({*group.waiting, *resting})
+        groups.append(
+            {"hyperparameters": kept, "names": group.names, "waiting": waiting}
+        )
     about = {
         "dialect": record.dialect,
         "step": record.step,
@@ -115,6 +131,11 @@ def save(path: Any, record: Record) -> None:
     arrays |= {
         f"params/{name}": np.array(value, order="C")
         for name, value in (record.weights or {}).items()
+    }
+    arrays |= {
+        f"joined/{name}": np.array(terms, order="C")
+        for group in record.groups
+        for name, terms in group.joined.items()
     }
     with _files.replacing(path) as temporary:
         numpy.save_file(arrays, temporary, {_KEY: json.dumps(about)})

@@ -52,10 +52,17 @@ class Group(NamedTuple):
     Attributes:
       hyperparameters: what the file has, for the dialect, in its names.
       names: the parameters, in the optimizer's order.
+      joined: by the names of those that are sums of parameters of the source, how many
+        each element is the sum of: it moves so many times as far.
+      waiting: those that have had no gradient, and stay as they are until they have.
+      step: how many updates were done when it was loaded, for states without a count.
     """
 
     hyperparameters: dict[str, Any]
     names: tuple[str, ...]
+    joined: Mapping[str, np.ndarray] = {}
+    waiting: tuple[str, ...] = ()
+    step: int | None = None
 
 
 class Record(NamedTuple):
@@ -76,6 +83,7 @@ class Record(NamedTuple):
       left_out: what the source has besides and is not taken over, in words.
       assumed: what the source does not say and is taken for granted, in words; with
         `strict` these are errors.
+      parts: leaves that are not all of one array of the source.
     """
 
     dialect: str
@@ -88,6 +96,7 @@ class Record(NamedTuple):
     layers: Mapping[str, str] = {}
     left_out: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
 
 def names_of(params: Any) -> dict[str, Any]:
@@ -176,6 +185,8 @@ def fill(state: Any, record: Record) -> Any:
             def value(path: Any, leaf: Any) -> Any:
                 name = path_name(path)
                 group = group_of[name]
+                if record.slots[name].nu is None:
+                    return leaf
                 found = of(record.slots[name], group)
                 if found is None:
                     found = np.zeros(leaf.shape)
@@ -256,6 +267,19 @@ def drain(state: Any, dialect: str, groups: tuple[Group, ...]) -> Record:
             "parameters?"
         )
     return record
+
+
+def is_new(record: Record) -> bool:
+    """Whether all accumulators are what an optimizer starts with."""
+    starts = {
+        name: arguments_of(record.dialect, group.hyperparameters)
+        for group in record.groups
+        for name in group.names
+    }
+    return all(
+        np.all(slots.nu == starts[name].get("initial_scale", 0.0))
+        for name, slots in record.slots.items()
+    )
 
 
 def _nu_of(node: Any, record: Record) -> Callable[[Slots, Group], np.ndarray]:

@@ -107,6 +107,31 @@ def tree_of(params: Any) -> Any:
     return params
 
 
+def counted(params: Any, step: int | None) -> int | None:
+    """Returns the step that is given, or that of a `TrainState`."""
+    return int(params.step) if step is None and _is_train_state(params) else step
+
+
+def transposed_in(params: Any) -> tuple[str, ...] | None:
+    """Returns the paths of an NNX model's transposed convolutions with flipped kernels.
+
+    None of anything else, which does not show its layers.
+    """
+    if not type(params).__module__.startswith("flax.") and not hasattr(
+        params, "_pytree__state"
+    ):
+        return None
+    from flax import nnx  # here, because it takes a second
+
+    if not isinstance(params, nnx.Module):
+        return None
+    return tuple(
+        "/".join(map(str, path))
+        for path, node in nnx.iter_graph(params)
+        if isinstance(node, nnx.ConvTranspose) and not node.transpose_kernel
+    )
+
+
 def _is_train_state(target: Any) -> bool:
     fields = ("params", "opt_state", "tx", "replace")
     return all(hasattr(target, name) for name in fields)

@@ -1,7 +1,7 @@
 """Which file is whose: the module that reads a source, and the rule for its names."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,11 @@ def read(
     elif kind == "keras":
         record = _keras.read(content, names, given)
     else:
-        record = _optax.read(content, names)
+        record = _optax.read(content, names, given)
     negative = [
-        name for name, slots in record.slots.items() if np.any(np.asarray(slots.nu) < 0)
+        name
+        for name, slots in record.slots.items()
+        if slots.nu is not None and np.any(np.asarray(slots.nu) < 0)
     ]
     if negative:
         raise ValueError(
@@ -124,14 +126,17 @@ def check_suffix(path: Path, kind: str) -> None:
 
 
 def default_rule(
-    dialect: str,
+    record: Record,
     rename: Mapping[str, str] | None = None,
-    channels_first: Mapping[str, tuple[int, ...]] | None = None,
+    channels_first: Mapping[str, tuple[int, ...] | None] | None = None,
+    transposed: Collection[str] | None = None,
 ) -> Rule:
-    """Returns the rule for the files of a dialect."""
-    if dialect in _torch.DIALECTS:
-        return torch_to_flax(rename, channels_first)
-    return same(rename)
+    """Returns the rule for the files of a record's dialect, or for ours."""
+    if record.is_ours or record.dialect == "optax":
+        return same(rename, transposed or ())
+    if record.dialect in _torch.DIALECTS:
+        return torch_to_flax(rename, channels_first, transposed)
+    return same(rename, transposed)
 
 
 def _same_kind(one: str, other: str) -> bool:

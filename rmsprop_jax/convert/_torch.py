@@ -6,6 +6,7 @@ the other names that people give them.
 """
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -55,26 +56,22 @@ def read(
     weights = {name: array(model[key]) for name, key in plain.items()}
     names = None if names is None else list(plain_names(names))
     tied = _tied({name: model[key] for name, key in plain.items()})
+    weights |= {name: weights[first] for name, first in tied.items()}
     dialect = _dialect_of(groups[0], framework)
     numbers = [number for group in groups for number in group["params"]]
     entries = {number: _entry(state[number]) for number in numbers if number in state}
     shapes = {number: entry["nu"].shape for number, entry in entries.items()}
     is_ordered = not content.get(SORTED, False)
     learned = {name: value for name, value in weights.items() if name not in tied}
-    named = _names(numbers, shapes, groups, learned, names, is_ordered)
-    slots = {}
-    for number in numbers:
-        if number in entries:
-            entry = entries[number]
-        elif named[number] in weights:  # it has had no gradient yet
-            initial = 1.0 if dialect in ("timm", "sb3") else 0.0
-            entry = {"nu": np.full_like(weights[named[number]], initial)}
-        else:
-            raise ValueError(
-                f"The parameter {named[number]} has no state yet, and the file has no "
-                "model to take its shape from: save both, or take a step first."
-            )
-        slots[named[number]] = Slots(*(entry.get(slot) for slot in Slots._fields))
+    named, assumed = _names(numbers, shapes, groups, learned, names, is_ordered)
+    if any(value.dtype == np.uint8 for value in _codes(state)):
+        assumed += ("the 8-bit state of bitsandbytes goes on in float32",)
+    slots = {
+        named[number]: Slots(
+            *(entries.get(number, {}).get(slot) for slot in Slots._fields)
+        )
+        for number in numbers
+    }
     steps = [float(array(entry.get("step", 0))) for entry in state.values()]
     return Record(
         dialect,
@@ -87,12 +84,14 @@ def read(
             for group in groups
         ),
         slots,
-        weights={name: weights[name] for name in slots if name in weights},
+        weights=weights,
         left_out=tuple(
             f"the entry {key!r}"
             for key in content
-            if at.optimizer_at and key not in (at.optimizer_at[0], *at.model_at, *MARKS)
+            if at.optimizer_at
+            and key not in ("step", at.optimizer_at[0], *at.model_at, *MARKS)
         ),
+        assumed=assumed,
     )
 
 
@@ -110,6 +109,10 @@ def to_dict(record: Record, like: Mapping[str, Any] | None = None) -> dict[str, 
         name: i for i, name in enumerate(n for g in record.groups for n in g.names)
     }
     before = old.get("state", {})
+    initial = 1.0 if record.dialect in ("timm", "sb3") else 0.0
+    waiting = {name for group in record.groups for name in group.waiting}
+    waiting = {n for n in waiting if np.all(np.asarray(record.slots[n].nu) == initial)}
+    waiting |= {name for name, slots in record.slots.items() if slots.nu is None}
     olds = old.get("param_groups") or [{}] * len(record.groups)
     if len(olds) != len(record.groups):
         raise ValueError(
@@ -119,6 +122,7 @@ def to_dict(record: Record, like: Mapping[str, Any] | None = None) -> dict[str, 
     state = {
         number: _to_entry(record, record.slots[name], before.get(number, {}))
         for name, number in numbers.items()
+        if name not in waiting
     }
     groups = [
         {
@@ -166,12 +170,18 @@ def _with_weights(
     return {**model, **{name: _as(model[name], value) for name, value in new.items()}}
 
 
-def _tied(model: Mapping[str, Any]) -> set[str]:
-    """Returns the names of tensors that have another name before."""
+def _tied(model: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the first names of tensors that stand there twice, by their others."""
     seen: dict[Any, str] = {}
-    for name, tensor in model.items():
-        seen.setdefault(_memory(tensor), name)
-    return model.keys() - seen.values()
+    firsts = {n: seen.setdefault(_memory(tensor), n) for n, tensor in model.items()}
+    return {name: first for name, first in firsts.items() if name != first}
+
+
+def _codes(state: Mapping[Any, Mapping[str, Any]]) -> Iterable[np.ndarray]:
+    for entry in state.values():
+        codes = {**entry, **entry.get(_QUANTISED, {})}.get("state1")
+        if codes is not None:
+            yield array(codes)
 
 
 def _as(old: Any, value: np.ndarray) -> Any:
@@ -295,17 +305,16 @@ def _names(
     weights: Mapping[str, np.ndarray],
     names: Iterable[str] | None,
     is_ordered: bool,
-) -> dict[Any, str]:
-    """Returns the name of each parameter's number.
+) -> tuple[dict[Any, str], tuple[str, ...]]:
+    """Returns the name of each parameter's number, and what is assumed for that.
 
-    Of one group, torch's own files have the parameters in the optimizer's order, and
-    .safetensors sorts them; there, and for more groups, their shapes may tell.
+    Of one group, torch's own files have the parameters in the optimizer's order. Other
+    libraries sort them; there, and for more groups, only different shapes tell.
     """
+    assumed: tuple[str, ...] = ()
     if names is None and all("param_names" in group for group in groups):
         names = [name for group in groups for name in group["param_names"]]
     learned = [name for name in weights if not name.endswith(_BUFFERS)]
-    if names is None and len(groups) == 1 and is_ordered:
-        names = learned if len(learned) == len(numbers) else None
     if names is None:
         by_shape: dict[Any, list[str]] = {}
         for name in learned:
@@ -313,6 +322,10 @@ def _names(
         fitting = [by_shape.get(shapes.get(number, ()), []) for number in numbers]
         if all(len(found) == 1 for found in fitting):
             names = [found[0] for found in fitting]
+        elif len(groups) == 1 and is_ordered and len(learned) == len(numbers):
+            _check_order(learned)
+            names = learned
+            assumed = ("the optimizer's order of parameters is that of the model's",)
     if names is None:
         raise ValueError(
             "The file numbers the parameters and does not name them: pass `names`, in "
@@ -332,4 +345,25 @@ def _names(
                 f"`names` calls parameter {number} {name}, but its state has shape "
                 f"{shape} and that parameter {known.shape}: is the order another one?"
             )
-    return dict(zip(numbers, names, strict=True))
+    return dict(zip(numbers, names, strict=True)), assumed
+
+
+def _check_order(names: list[str]) -> None:
+    """Checks that names are not in alphabetical order, which is none of a model's.
+
+    Raises:
+      ValueError: if they are.
+    """
+    counted = sorted(
+        names,
+        key=lambda name: [
+            (part.isdigit(), int(part) if part.isdigit() else 0, part)
+            for part in re.split(r"(\d+)", name)
+        ],
+    )
+    if names == sorted(names) != counted:
+        raise ValueError(
+            f"The model's arrays are in alphabetical order, {', '.join(names[:4])} and "
+            "so on, as .safetensors keeps them, and not in the optimizer's: pass "
+            "`names` in that ([name for name, _ in model.named_parameters()])."
+        )

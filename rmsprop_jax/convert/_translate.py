@@ -18,6 +18,7 @@ def translate(
     hyperparameters: Mapping[str, Any],
     to: str,
     to_hyperparameters: Mapping[str, Any],
+    step: int | None = None,
 ) -> Any:
     """Returns the state of one dialect as that of another.
 
@@ -32,6 +33,8 @@ def translate(
       hyperparameters: its arguments.
       to: the name of the dialect that goes on.
       to_hyperparameters: its arguments.
+      step: how many updates were done, where a schedule needs it and the state does
+        not count them.
 
     Returns:
       The state of the other dialect.
@@ -48,7 +51,7 @@ def translate(
       >>> old, new = {"lr": 0.1, "alpha": 0.9}, {"learning_rate": 0.1, "alpha": 0.9}
       >>> mlx_state = convert.translate(state, params, "torch", old, "mlx", new)
     """
-    record = drained(state, params, dialect, hyperparameters)
+    record = drained(state, params, dialect, hyperparameters, step)
     old, new = _rule(dialect, hyperparameters), _rule(to, to_hyperparameters)
     factor = 1.0
     if old["learning_rate_in_momentum"] != new["learning_rate_in_momentum"]:

@@ -3,18 +3,22 @@
 import argparse
 import contextlib
 import json
+import runpy
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import rich.console
 import rich.markup
 import rich.table
 
 from . import _api, _files, _optax, _ours, _sources
-from ._names import Place, from_tree, same, to_tree
-from ._record import Record, names_of
+from ._moving import from_tree, to_tree
+from ._origins import Place
+from ._record import Record, Slots, names_of
 
 _DESCRIPTION = """\
 Converts the state of an RMSProp between frameworks.
@@ -28,6 +32,8 @@ copy of a file of the framework (--like). Nothing is written unless all of it co
 _EXAMPLES = """\
 examples:
   rmsprop-jax convert run.pt state.safetensors --params params.npz --rename Dense_0=fc1
+  rmsprop-jax convert run.pt state.safetensors --params params.npz \\
+      --weights my_model.py:to_jax
   rmsprop-jax convert state.safetensors back.pt --like run.pt --rename Dense_0=fc1
   rmsprop-jax convert model.ckpt-10 state.safetensors --params params.npz \\
       --set learning_rate=0.01 decay=0.9 momentum=0.9 epsilon=1e-10
@@ -68,12 +74,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hyperparameters that the source lacks, or others",
     )
     add(
-        "--channels-first",
-        metavar="PATH=C,H,W",
+        "--weights",
+        metavar="MODULE.py:FUNCTION",
+        help="your function from the source's arrays by name to your parameters",
+    )
+    add(
+        "--leave-out",
+        metavar="NAME",
         nargs="+",
         default=[],
-        help="a Dense kernel of yours whose input torch flattens from an image",
+        help="parameters or modules of the source that your parameters do not have",
     )
+    add(
+        "--channels-first",
+        metavar="PATH=C,H,W",
+        nargs="*",
+        help="the Dense kernels of yours whose input torch flattens from an image, or "
+        "nothing if there are none",
+    )
+    add(
+        "--transposed",
+        metavar="PATH",
+        nargs="*",
+        help="your ConvTransposes without transpose_kernel, or nothing for none",
+    )
+    add("--strict", action="store_true", help="assume nothing that is not said")
     add("--step", type=int, metavar="N", help="how many updates were done, if unsaid")
     add("--like", metavar="FILE", help="a file of the framework to put the state into")
     add("--quiet", action="store_true", help="print nothing")
@@ -82,21 +107,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit status."""
     try:
-        record, places = _convert(arguments)
+        record, places, warning = _convert(arguments)
     except (ValueError, TypeError, NotImplementedError, OSError, ImportError) as error:
         print(f"rmsprop-jax convert: error: {error}", file=sys.stderr)
         return 2
     if not arguments.quiet:
         _show(record, places, arguments.target)
+    if warning:
+        print(f"rmsprop-jax convert: warning: {warning}", file=sys.stderr)
     return 0
 
 
-def _convert(arguments: argparse.Namespace) -> tuple[Record, list[tuple[str, Place]]]:
-    rename = dict(_pairs("--rename", arguments.rename))
-    images = {
-        path: tuple(int(size) for size in sizes.split(","))
-        for path, sizes in _pairs("--channels-first", arguments.channels_first)
-    }
+def _convert(
+    arguments: argparse.Namespace,
+) -> tuple[Record, list[tuple[str, Place]], str]:
     given = {k: _number(v) for k, v in _pairs("--set", arguments.set)}
     target = Path(arguments.target)
     record = _sources.read(
@@ -106,11 +130,14 @@ def _convert(arguments: argparse.Namespace) -> tuple[Record, list[tuple[str, Pla
         record = record._replace(step=arguments.step)
     is_ours = record.is_ours
     places = [(name, Place(name)) for name in record.slots]
-    rule = _sources.default_rule(record.dialect, rename, images)
     if arguments.params:
-        to_ours = same(rename) if is_ours else rule
-        record, places = to_tree(record, _shapes(arguments.params), to_ours)
+        function = _function(arguments, record)
+        tree = _shapes(arguments.params)
+        record, places = to_tree(record, tree, function, arguments.leave_out)
+    _api.check_assumed(record, arguments.strict)
     record = _api.checked(_api.completed(record, given))
+    if not arguments.params and not (is_ours and arguments.like):
+        _check_unused(arguments)
     record = record._replace(is_ours=is_ours or bool(arguments.params))
     if arguments.like is None:
         if target.suffix != ".safetensors":
@@ -119,18 +146,52 @@ def _convert(arguments: argparse.Namespace) -> tuple[Record, list[tuple[str, Pla
                 "to put the state into; or write a .safetensors."
             )
         _ours.save(target, record)
-        return record, places
+        return record, places, ""
     _sources.check_suffix(target, record.dialect)
     content = _sources.content_of(arguments.like, record.dialect)
     module = _sources.module_of(record.dialect, content)
-    old = _sources.read(content, record.dialect, None, given)
-    names = [name for group in old.groups for name in group.names]
-    back = rule if record.is_ours else (lambda path, shape, names: Place(path))
+    old = _sources.read(content, record.dialect, arguments.names, given)
     tree = {name: slots.nu for name, slots in record.slots.items()}
-    record = from_tree(record, tree, back, names, old.weights)
-    places = [(path, back(path, leaf.shape, names)) for path, leaf in tree.items()]
+    function: Any = _function(arguments, old)
+    if not record.is_ours:
+        function = partial(_same_names, list(record.slots))
+    record = _api.with_step(record, old)
+    record, places = from_tree(record, tree, function, old, arguments.leave_out)
     module.save(target, module.to_dict(record, content))
-    return record, places
+    return record, places, _api.older(record, old)
+
+
+def _function(arguments: argparse.Namespace, record: Record) -> Any:
+    """Returns the user's function, or the rule with the user's arguments."""
+    rename = dict(_pairs("--rename", arguments.rename))
+    if arguments.weights:
+        path, _, name = arguments.weights.rpartition(":")
+        if not Path(path).is_file():
+            raise ValueError(
+                f"--weights takes MODULE.py:FUNCTION, got {arguments.weights!r}."
+            )
+        function = runpy.run_path(path).get(name)
+        if not callable(function):
+            raise ValueError(f"{path} has no function {name}.")
+        return function
+    images = arguments.channels_first
+    if images is not None:
+        images = {
+            path: tuple(int(size) for size in sizes.split(","))
+            for path, sizes in _pairs("--channels-first", images)
+        }
+    return _sources.default_rule(record, rename, images, arguments.transposed)
+
+
+def _check_unused(arguments: argparse.Namespace) -> None:
+    for name in ("weights", "rename", "leave_out", "channels_first", "transposed"):
+        if getattr(arguments, name):
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} says what your --params are: give these too.")
+
+
+def _same_names(names: list[str], arrays: Any) -> Any:
+    return {name: arrays[name] for name in names}
 
 
 def _show(record: Record, places: list[tuple[str, Place]], target: str) -> None:
@@ -140,19 +201,20 @@ def _show(record: Record, places: list[tuple[str, Place]], target: str) -> None:
     for head in ("parameter", "in the framework", "shape", "accumulators"):
         table.add_column(head, overflow="fold")
     for path, place in places:
-        slots = record.slots.get(place.name) or record.slots[path]
+        slots = record.slots.get(path) or record.slots.get(place.name) or Slots(None)
         kept = [name for name, value in slots._asdict().items() if value is not None]
-        words = (path, str(place), str(slots.nu.shape), ", ".join(kept))
+        words = (path, str(place), str(np.shape(slots.nu)), ", ".join(kept))
         table.add_row(*map(rich.markup.escape, words))
     console.print(table)
+    lines = [f"assumed: {words}" for words in record.assumed]
+    if record.left_out:
+        lines.append(f"left out: {', '.join(record.left_out)}")
     for group in record.groups:
         values = group.hyperparameters.items()
         shown = ", ".join(f"{name}={value}" for name, value in values)
-        console.print(f"hyperparameters: {shown}", highlight=False, markup=False)
-    for what, words in (("left out", record.left_out), ("assumed", record.assumed)):
-        if words:
-            console.print(f"{what}: {'; '.join(words)}", highlight=False, markup=False)
-    console.print(f"written: {target}", highlight=False, markup=False)
+        lines.append(f"hyperparameters: {shown}")
+    for line in (*lines, f"written: {target}"):
+        console.print(line, highlight=False, markup=False)
 
 
 def _shapes(path: str) -> dict[str, Any]:

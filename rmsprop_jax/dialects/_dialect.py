@@ -7,12 +7,13 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, ParamSpec, TypedDict
+from typing import Any, ParamSpec, TypedDict, get_args
 
 import jax
 import numpy as np
 import optax
 
+from .. import _checks
 from .._checks import is_zero as is_zero
 from .._injection import of_python
 from .._rmsprop import rmsprop
@@ -77,6 +78,8 @@ def dialect(
                 )
             call = signature.bind(*args, **kwargs)
             call.apply_defaults()  # these are Python floats, too
+            for name, value in call.arguments.items():
+                _check_kind(name, value, own[name].annotation)
             rounded = partial(of_python, python_float)
             named = {name: rounded(x) for name, x in call.kwargs.items()}
             arguments = native(*map(rounded, call.args), **named)  # pyright: ignore
@@ -97,6 +100,22 @@ def dialect(
         return factory(build, {**_REFUSED, **refuses}, python_float=python_float)
 
     return decorate
+
+
+def _check_kind(name: str, value: Any, annotation: Any) -> None:
+    """Raises if an argument is of none of the kinds that its annotation has.
+
+    The dialect may round it, compare it or leave it out before `rmsprop` sees it.
+    """
+    kinds = get_args(annotation) or (annotation,)
+    if float in kinds or int in kinds:
+        # `rmsprop` says whether None or a schedule may stand there.
+        if value is not None and not callable(value):
+            _checks.number(name, value, "a number")
+    elif bool in kinds:
+        _checks.flag(name, value)
+    elif str in kinds and not isinstance(value, str | None):
+        raise TypeError(f"`{name}` must be a text, got {value!r}.")
 
 
 def _are_parameters(value: Any) -> bool:

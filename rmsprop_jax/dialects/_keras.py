@@ -103,9 +103,8 @@ def keras(
         raise ValueError(
             f"`backend` must be 'tensorflow', 'jax' or 'torch', got {backend!r}."
         )
-    rate = weight_decay if weight_decay is None else unless_zero(weight_decay)
-    mode = "decoupled"
-    if backend == "torch" and rate is not None:
+    rate, mode = 0.0 if weight_decay is None else weight_decay, "decoupled"
+    if backend == "torch" and not is_zero(rate):
         rate, mode = _left_by_factor(learning_rate, rate), "independent"
     return dict(
         before=_clipping(clipvalue, clipnorm, global_clipnorm, alone=True),
@@ -201,6 +200,9 @@ def tf_keras(
         )
     off = is_zero(float(momentum) if isinstance(momentum, jax.Array) else momentum)
     _checks.hyperparameter("decay", decay, "finite and at least 0")
+    if lr is not None:
+        accepted = "a number" if callable(lr) else "finite"
+        _checks.hyperparameter("lr", lr, accepted, or_schedule=True)
     rate = as_float32(learning_rate if lr is None else lr)
     return dict(
         before=_clipping(clipvalue, clipnorm, global_clipnorm, alone=False),

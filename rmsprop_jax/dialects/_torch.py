@@ -223,6 +223,7 @@ def bitsandbytes(
         raise NotImplementedError(
             f"`optim_bits` is {optim_bits}; this dialect is bitsandbytes' 32-bit rule."
         )
+    _checks.number("momentum", momentum, "in [0, 1]")
     if not isinstance(momentum, Tracer) and momentum != 0:
         warnings.warn(_NO_BUFFER, stacklevel=4)
     return dict(

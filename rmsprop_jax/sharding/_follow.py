@@ -52,9 +52,8 @@ def state_sharding(
       >>> mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))
       >>> params = {"w": jax.ShapeDtypeStruct((8, 4), jnp.float32)}
       >>> replicated = NamedSharding(mesh, PartitionSpec())
-      >>> state = sharding.state_sharding(
-      ...     rmsprop(0.1), params, replicated, zero_axis="data"
-      ... )
+      >>> tx = rmsprop(0.1, nu_dtype="uint8")
+      >>> state = sharding.state_sharding(tx, params, replicated, zero_axis="data")
       >>> state[0].nu["w"].spec, state[0].count.spec
       (P('data', None), P())
     """

@@ -31,6 +31,33 @@ def bound(axes: tuple[str, ...]) -> bool:
     return True
 
 
+def varying_over(x: Any) -> frozenset[str]:
+    """Returns the axes over which an array varies, where `shard_map` checks that."""
+    return jax.typeof(x).manual_axis_type.varying
+
+
+def all_varying(values: Sequence[Any]) -> list[Any]:
+    """Returns arrays that vary over the same axes, as `shard_map` asks for."""
+    over = [varying_over(x) for x in values]
+    union: frozenset[str] = frozenset().union(*over)
+    return [
+        jax.lax.pcast(x, tuple(union - own), to="varying") if union - own else x
+        for x, own in zip(values, over, strict=True)
+    ]
+
+
+def varying(axes: tuple[str, ...], x: jax.Array) -> jax.Array:
+    """Returns an array that varies over the axes, where `shard_map` checks that."""
+    return all_varying([x, jax.lax.axis_index(axes)])[0]
+
+
+def gathered(axes: tuple[str, ...], x: jax.Array) -> jax.Array:
+    """Returns the parts of all devices, one after another along the first axis."""
+    for axis in reversed(axes):
+        x = jax.lax.all_gather(x, axis, tiled=True, to="invarying")
+    return x
+
+
 def part_size(size: int, devices: int) -> int:
     """Returns how many elements of a flat array a device has, padding included.
 
@@ -81,19 +108,14 @@ def whole(
     """Returns arrays of the shapes of `likes`; every device has a part of each."""
     devices = jax.lax.axis_size(axes)
 
-    def gathered(x: jax.Array) -> jax.Array:
-        for axis in reversed(axes):
-            x = jax.lax.all_gather(x, axis, tiled=True, to="invarying")
-        return x
-
     leaves: list[Any] = [None] * len(parts)
     large, buckets = _grouped(parts, likes, devices)
     for i in large:
         rows = parts[i].reshape(-1, likes[i].shape[-1])
-        leaves[i] = gathered(rows).reshape(likes[i].shape)
+        leaves[i] = gathered(axes, rows).reshape(likes[i].shape)
     for bucket in buckets:
         x = jnp.concatenate([parts[i] for i in bucket])
-        x = gathered(_tiled(x[None])).reshape(devices, -1)
+        x = gathered(axes, _tiled(x[None])).reshape(devices, -1)
         ends = _ends(likes, bucket, devices)
         *each, _ = jnp.split(x, ends, axis=1)
         for i, rows in zip(bucket, each, strict=True):

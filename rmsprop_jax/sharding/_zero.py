@@ -1,15 +1,14 @@
 """ZeRO: inside `jax.shard_map`, every device updates its own part of the state."""
 
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from .. import _checks, _matching, rounding
+from .. import _checks, _matching
 from . import _parts
-from ._zero_state import init_inside, init_outside, names, varying_over
+from ._inside import init_inside, shapes_of, update_inside
+from ._zero_state import init_outside, names
 
 
 def zero(
@@ -30,10 +29,13 @@ def zero(
     together likewise; gradients are never all-reduced. Stochastic rounding uses the
     bits that it would on one device.
 
-    `tx` has to work element by element, because it sees flat parts: RMSProp, Adam,
-    momentum, weight decay and rates do. A mask that asks for shapes does not, so give
-    trees of bools; for `optax.clip_by_global_norm` there is
-    `rmsprop_jax.sharding.clip_by_global_norm`.
+    `tx` is traced for whole leaves and run on their parts. So masks, means and norms
+    inside are those of one device, padding is left out, and what would mix elements is
+    refused by `init`: it can act element by element, sum over whole leaves, and branch
+    on numbers. `optax.clip_by_global_norm`, `optax.apply_if_finite`, `optax.MultiSteps`
+    and `rmsprop_jax.diagnostics.watch` belong inside, where the mean gradients are:
+    around `zero` they would see those of one device. All that the devices have to tell
+    each other for sums travels in one all-gather, or in as many as depend on another.
 
     Args:
       tx: the transformation to split.
@@ -50,7 +52,8 @@ def zero(
       TypeError: if `axis_name` is no name.
       ValueError: if it names an axis twice, if there is no such axis where `init` or
         `update` is called, or if gradients were already summed over it (take them with
-        respect to ``jax.lax.pcast(params, axis_name, to="varying")``).
+        respect to ``jax.lax.pcast(params, axis_name, to="varying")``), or if `tx` mixes
+        elements of a leaf, or combines devices over the axis itself.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -84,8 +87,8 @@ def zero(
     def init(params: optax.Params) -> optax.OptState:
         _matching.floating_leaves("params", params)
         if _parts.bound(axes):
-            return init_inside(tx, params, axes)
-        return init_outside(tx, params, axes)
+            return init_inside(inner, params, axes)
+        return init_outside(inner, params, axes)
 
     def update(
         updates: optax.Updates,
@@ -101,12 +104,12 @@ def zero(
             )
         _own_gradients(axes, updates)
         likes, treedef = jax.tree.flatten(updates)
-        updates = treedef.unflatten(_parts.mean(axes, likes))
-        if params is not None:
-            params = jax.tree.map(partial(_parts.own, axes), params)
-        with rounding.in_pieces(axes):
-            updates, state = inner.update(updates, state, params, **extra_args)
-        leaves, treedef = jax.tree.flatten(updates)
+        parts = treedef.unflatten(_parts.mean(axes, likes))
+        shapes = shapes_of(updates)
+        found, state = update_inside(
+            inner, axes, parts, shapes, state, params, **extra_args
+        )
+        leaves, treedef = jax.tree.flatten(found)
         return treedef.unflatten(_parts.whole(axes, leaves, likes)), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -115,22 +118,23 @@ def zero(
 def clip_by_global_norm(
     max_norm: jax.typing.ArrayLike, axis_name: str | tuple[str, ...]
 ) -> optax.GradientTransformation:
-    r"""Scales gradients whose norm, over all parts of `zero`, is above a maximum.
+    r"""Scales gradients whose norm is above a maximum.
 
     .. math:: g \leftarrow g \cdot \min(1, \text{max\_norm} / \|g\|)
 
-    `optax.clip_by_global_norm` inside of `zero` would take the norm of a device's part.
+    It is `optax.clip_by_global_norm` with its argument checked: inside of `zero` that
+    has the norm of all parts.
 
     Args:
       max_norm: the largest norm, in units of the gradient.
       axis_name: that of `zero`.
 
     Returns:
-      An `optax.GradientTransformation`, for a chain inside of `zero`. One number of
-      each device is gathered.
+      An `optax.GradientTransformation`, for a chain inside of `zero`.
 
     Raises:
-      ValueError: if `max_norm` is negative or not finite.
+      ValueError: if `max_norm` is negative or not finite, or an axis is named twice.
+      TypeError: if `axis_name` is no name.
 
     Example:
       >>> import optax
@@ -139,26 +143,14 @@ def clip_by_global_norm(
       >>> tx = sharding.zero(optax.chain(clip, rmsprop(0.1)), "data")
     """
     _checks.number("max_norm", max_norm, "finite and at least 0")
-    axes = names(axis_name)
-
-    def update(updates: optax.Updates, params: optax.Params | None = None) -> Any:
-        del params
-        norms = jax.lax.all_gather(optax.tree.norm(updates), axes)
-        norm = optax.tree.norm(norms)
-
-        def clipped(g: jax.Array) -> jax.Array:
-            scaled = g / norm.astype(g.dtype) * jnp.asarray(max_norm, g.dtype)
-            return jnp.where(norm < max_norm, g, scaled)
-
-        return jax.tree.map(clipped, updates)
-
-    return optax.stateless(update)
+    names(axis_name)
+    return optax.clip_by_global_norm(max_norm)
 
 
 def _own_gradients(axes: tuple[str, ...], grads: optax.Updates) -> None:
     """Raises if gradients were summed already."""
     for path, g in jax.tree_util.tree_leaves_with_path(grads):
-        if not varying_over(jax.lax.axis_index(axes)) <= varying_over(g):
+        if not _parts.varying_over(jax.lax.axis_index(axes)) <= _parts.varying_over(g):
             raise ValueError(
                 f"The gradient of {jax.tree_util.keystr(path) or 'the parameter'} is "
                 f"the same on all devices of {axes}: JAX has summed it. Give `zero` "

@@ -1,5 +1,6 @@
 """How the state of `zero` lies on a mesh, and how each device makes its part."""
 
+import dataclasses
 import itertools
 import math
 from functools import partial
@@ -12,6 +13,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from .._placement import axes_of, map_with_owner, sharding_of, spec_of
 from . import _parts
+from ._inside import init_inside
 
 
 def zero_state(
@@ -59,26 +61,6 @@ def names(axis_name: Any) -> tuple[str, ...]:
     return axes
 
 
-def varying_over(x: Any) -> frozenset[str]:
-    """Returns the axes over which an array varies, where `shard_map` checks that."""
-    return jax.typeof(x).manual_axis_type.varying
-
-
-def init_inside(
-    tx: optax.GradientTransformation, params: optax.Params, axes: tuple[str, ...]
-) -> optax.OptState:
-    """Returns this device's part of the state."""
-    parts = jax.tree.map(partial(_parts.own, axes), params)
-
-    def varying(path: Any, leaf: jax.Array, owner: Any) -> jax.Array:
-        # As it will be after an update, or lax.scan would find that its type changes.
-        del path
-        missing = () if owner is None else varying_over(owner) - varying_over(leaf)
-        return jax.lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf
-
-    return map_with_owner(varying, tx.init(parts), parts)
-
-
 def init_outside(
     tx: optax.GradientTransformation, params: optax.Params, axes: tuple[str, ...]
 ) -> optax.OptState:
@@ -94,6 +76,15 @@ def init_outside(
     # Or arrays that are empty, or on one device, would lose their specs.
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(mapped, out_shardings=shardings)(params)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Local:
+    """A parameter inside of `shard_map`, and how its state lies on the mesh."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    sharding: NamedSharding
 
 
 def _mesh(params: optax.Params, axes: tuple[str, ...]) -> Mesh | AbstractMesh:
@@ -123,29 +114,36 @@ def _state(
     """Returns the shapes, dtypes and shardings of the whole state."""
     devices = math.prod(mesh.shape[name] for name in axes)
 
-    def flat(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        used = tuple(itertools.chain(*axes_of(spec_of(leaf), jnp.ndim(leaf))))
-        if set(used) & set(axes):
+    def used(leaf: Any) -> list[tuple[str, ...]]:
+        return axes_of(spec_of(leaf), jnp.ndim(leaf))
+
+    def local(path: Any, leaf: Any) -> _Local:
+        """Returns the shape that a leaf has inside of `shard_map`."""
+        split = used(leaf)
+        if set(itertools.chain(*split)) & set(axes):
             raise ValueError(
                 f"params{jax.tree_util.keystr(path)} is itself split over {axes}, and "
                 "so is its state: `zero` is for parameters that are whole there."
             )
-        others = math.prod(mesh.shape[name] for name in used)
-        return jax.ShapeDtypeStruct(
-            (
-                others
-                * devices
-                * _parts.part_size(math.prod(jnp.shape(leaf)) // others, devices),
-            ),
-            jnp.result_type(leaf),
-            sharding=NamedSharding(mesh, PartitionSpec((*used, *axes))),
+        shape = tuple(
+            size // math.prod(mesh.shape[name] for name in each)
+            for size, each in zip(jnp.shape(leaf), split, strict=True)
         )
+        at = NamedSharding(mesh, PartitionSpec((*itertools.chain(*split), *axes)))
+        return _Local(shape, jnp.result_type(leaf), at)
 
     def placed(path: Any, leaf: Any, owner: Any) -> jax.ShapeDtypeStruct:
         del path
-        spec = PartitionSpec() if owner is None else owner.sharding.spec
-        sharding = NamedSharding(mesh, spec)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        if owner is None:
+            at = NamedSharding(mesh, PartitionSpec())
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
+        (over,) = axes_of(owner.sharding.spec, 1)
+        parts = math.prod(mesh.shape[name] for name in over)
+        part = _parts.part_size(math.prod(leaf.shape), devices)
+        return jax.ShapeDtypeStruct(
+            (parts * part,), leaf.dtype, sharding=owner.sharding
+        )
 
-    flats = jax.tree_util.tree_map_with_path(flat, params)
-    return map_with_owner(placed, jax.eval_shape(tx.init, flats), flats)
+    locals_ = jax.tree_util.tree_map_with_path(local, params)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), locals_)
+    return map_with_owner(placed, jax.eval_shape(tx.init, shapes), locals_)
