@@ -96,17 +96,19 @@ def _accumulate(
     """Returns the step of one leaf, and its buffer, as it is stored."""
     real = _leaves.arithmetic_dtype(u, stored)
 
+    u = u if u.dtype == momentum.dtype else u.astype(momentum.dtype)
+
     def plus(b: jax.Array) -> jax.Array:
-        return u.astype(momentum.dtype) + momentum * storage.read(b, real)
+        return u + momentum * storage.read(b, real)
 
     buffer = plus(stored)
     written = storage.write(buffer, stored, bits)
     return storage.tied(plus(buffer) if nesterov else buffer, written), written
 
 
-# As in `_transform`: rounding is traced once for each shape, all else is too short.
+# As in `_rms`: rounding is traced once for each shape.
 _accumulate_shared = jax.jit(_accumulate, static_argnames="nesterov")
-_accumulate_inlined = jax.jit(_accumulate, static_argnames="nesterov", inline=True)
+_accumulate_inlined = _leaves.inlined(_accumulate, ("nesterov",))
 
 
 def cautious(

@@ -186,10 +186,9 @@ def _update_leaf(
 
 
 _STATIC = ("dtype", "forms", "skip_nonfinite", "may_be_zero")
-# Rounding is long: it is traced and lowered once for all leaves of a shape. All else is
-# so short that a function of its own costs more; without a trace it is compiled, too.
+# Rounding is long: it is traced and lowered once for all leaves of a shape.
 _shared = jax.jit(_update_leaf, static_argnames=_STATIC)
-_inlined = jax.jit(_update_leaf, static_argnames=_STATIC, inline=True)
+_inlined = _leaves.inlined(_update_leaf, _STATIC)
 
 
 def _recursion(
@@ -204,7 +203,7 @@ def _recursion(
     """The equation in the docstring of `scale_by_rms`, in one precision throughout."""
     keep, take, left, eps_root, eps = coefficients
     delta = g if mu is None else g - mu
-    square = delta * delta if delta.dtype == nu.dtype else _leaves.square(delta)
+    square = _leaves.square(delta)
     known = jnp.isfinite(square) if skip_nonfinite else None
 
     if mu is None:
@@ -237,7 +236,7 @@ def _recursion(
     root = lax.sqrt(variance)
     if eps is not None:
         root = root + eps
-    u = g / root if g.dtype == root.dtype else _leaves.on_parts(lambda x: x / root, g)
+    u = _leaves.on_parts(lambda part: lax.div(part, root), g)
     if known is not None:
         u = jnp.where(known, u, 0)
     return u, new_nu, new_mu

@@ -118,7 +118,7 @@ def write(
         does.
     """
     if stored.dtype.itemsize >= 4:
-        return value.astype(stored.dtype)
+        return value if value.dtype == stored.dtype else value.astype(stored.dtype)
     if _format.is_code(stored.dtype):
         value = value.astype(jnp.float32)
         form = form._replace(dtype=stored.dtype)

@@ -104,7 +104,8 @@ MAP = {
     },
     "convert._stored": {"_record"},
     "convert._tf1": {"_files", "_record", "_stored"},
-    "convert._optax": {"_files", "_record"},
+    "convert._optax_files": {"_files", "_record"},
+    "convert._optax": {"_optax_files", "_record"},
     "convert._ours": {"_files", "_record"},
     "convert._sources": {
         "_files",
@@ -171,7 +172,7 @@ MAP = {
     },
     "checkpoint.__init__": {"_checkpoints", "_reading"},
     "diagnostics._spectrum": {"storage"},
-    "diagnostics._trees": {"convert"},
+    "diagnostics._trees": {"_leaves", "_matching", "_placement", "convert", "sharding"},
     "diagnostics._values": {
         "_checks",
         "_leaves",

@@ -782,3 +782,35 @@ def test_a_state_that_counts_nothing_is_written_with_the_step_that_is_known(tmp_
     for tree, step, expected in ((params, None, 3), (params, 8, 8), (state, None, 9)):
         save(tree, "torch", restored.groups, step=step)
         assert convert.load(path, params).step == expected
+    _, gone_on = restored.optimizer.update(params, restored.state, params)
+    save = partial(convert.save, path, gone_on, params, "torch", restored.groups)
+    with pytest.warns(UserWarning, match="counts no updates and has gone on"):
+        save()
+    assert convert.load(path, params).step is None
+    export = partial(
+        convert.export, gone_on, params, "torch", restored.groups, names=["w"]
+    )
+    with pytest.warns(UserWarning, match="as before: the step, 3: give `step`"):
+        export(like=content)
+    with pytest.warns(UserWarning, match="as before: the step, 3: give `step`"):
+        export()
+    save(step=4)
+    assert export(like=content, step=4)["state"][0]["step"] == 4
+
+
+def test_what_a_copy_has_that_is_older_is_said():
+    content, _ = numbered(**{"w": (3,)})
+    model = {"w": np.ones(3, np.float32), "norm.running_mean": np.ones(3)}
+    content = {"optimizer": content, "model": model, "scheduler": {"last": 3}}
+    params = {"w": jnp.ones(3)}
+    restored = convert.load(content, params)
+    assert restored.left_out == ("the entry 'scheduler'", "norm.running_mean")
+    _, gone_on = restored.optimizer.update(params, restored.state, params)
+    write = partial(convert.export, like=content)
+    write(restored.state, params, "torch", restored.groups)  # nothing is older
+    said = "of step 4, and as before: the entry 'scheduler', norm.running_mean"
+    with pytest.warns(UserWarning, match=said):
+        write(gone_on, params, "torch", restored.groups, step=4)
+    shapes = jax.eval_shape(lambda: params)
+    with pytest.warns(UserWarning, match="as before: the entry 'scheduler', w, norm"):
+        write(gone_on, shapes, "torch", restored.groups, step=4)

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from flax.training.train_state import TrainState
 
 from rmsprop_jax import convert, decay, dialects, rmsprop
 from rmsprop_jax.convert import (
@@ -299,6 +300,87 @@ def test_a_trace_is_taken_where_optax_has_it():
             convert.load(after(tx, 3), PARAMS, **given)
 
 
+RMS = optax.rmsprop(0.1)
+MEMBERS = {
+    "none": (RMS, None),
+    "clipping and decay": (
+        optax.chain(optax.clip(0.1), optax.add_decayed_weights(0.1), RMS),
+        "0 (no state), 1 (no state)",
+    ),
+    "decay after it": (
+        optax.chain(RMS, optax.add_decayed_weights(0.1)), "1 (no state)"
+    ),
+    "ema": (optax.chain(RMS, optax.ema(0.9)), "1 (count, ema)"),
+    "a schedule before it": (
+        optax.chain(optax.scale_by_schedule(jnp.cos), RMS), "0 (count)"
+    ),
+    "MultiSteps": (optax.MultiSteps(RMS, 2), "mini_step, acc_grads, skip_state"),
+    "apply_if_finite": (optax.apply_if_finite(RMS, 3), "notfinite_count, last_finite"),
+    "injected": (optax.inject_hyperparams(optax.rmsprop)(learning_rate=0.1), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_members_of_a_chain_that_have_no_place_are_said(kind):
+    tx, words = MEMBERS[kind]
+    load = partial(convert.load, after(tx, 4), PARAMS, **GIVEN)
+    said, *rest = load(eps_in_sqrt=True).assumed or (None,)
+    assert (said is None, rest) == (words is None, [])
+    assert words is None or said.startswith(words)
+    if words is not None:
+        with pytest.raises(ValueError, match="chain them around it"):
+            load(eps_in_sqrt=True, strict=True)
+    assert "`eps_in_sqrt` is True, by default" in load().assumed[-1]
+
+
+@pytest.mark.promotion
+def test_what_a_state_of_optax_holds_is_not_asked_for():
+    injected = optax.inject_hyperparams(optax.rmsprop)
+    constant = after(injected(learning_rate=0.25, decay=0.5, eps=1e-3), 2)
+    found = convert.load(constant, PARAMS).hyperparameters
+    assert [found[n] for n in ("learning_rate", "decay")] == [0.25, 0.5]
+    scheduled = after(injected(learning_rate=optax.linear_schedule(0.1, 0.0, 9)), 2)
+    with pytest.raises(ValueError, match="does not hold `learning_rate` of"):
+        convert.load(scheduled, PARAMS)
+    assert convert.load(after(optax.MultiSteps(RMS, 2), 4), PARAMS, **GIVEN).step == 2
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=RMS).replace(step=5)
+    content = flax.serialization.to_state_dict(state)
+    assert convert.load(content, PARAMS, **GIVEN).step == 5
+    trained = {"w": True, "b": False}
+    masked = optax.masked(RMS, trained).init(dict.fromkeys(trained, PARAMS["w"]))
+    with pytest.raises(ValueError, match="b, which is masked out"):
+        convert.load(masked, dict.fromkeys(trained, PARAMS["w"]), **GIVEN)
+    restored = convert.load(masked, {"w": PARAMS["w"]}, **GIVEN)
+    assert restored.left_out == ("b, which is masked out",)
+    both = optax.partition({"x": RMS, "y": RMS}, {"a": "x", "b": "y"})
+    with pytest.raises(ValueError, match="pass each label's"):
+        convert.load(both.init({"a": jnp.ones(2), "b": jnp.ones(2)}), PARAMS, **GIVEN)
+
+
+def test_a_folder_of_orbax_is_read(tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    tx = optax.chain(optax.clip(9.0), optax.rmsprop(0.1, momentum=0.9))
+    state = after(tx, 3)
+    ours = after(rmsprop(0.1, centered=True), 3)
+    with ocp.CheckpointManager(tmp_path / "run") as manager:
+        for step, opt_state in enumerate((state, ours)):
+            content = {"opt_state": opt_state, "params": PARAMS, "step": 3}
+            manager.save(step, args=ocp.args.StandardSave(content))
+    given = GIVEN | {"momentum": 0.9}
+    for folder in (tmp_path / "run" / "0", tmp_path / "run" / "0" / "default"):
+        restored = convert.load(folder, PARAMS, **given)
+        assert_goes_on(tx, state, restored)
+        assert restored.step == 3
+        jax.tree.map(np.testing.assert_array_equal, restored.params, PARAMS)
+    with pytest.raises(ValueError, match="a state of rmsprop_jax, not of Optax"):
+        convert.load(tmp_path / "run" / "1", PARAMS, **GIVEN)
+    with pytest.raises(ValueError, match="several checkpoints of Orbax: pass one"):
+        convert.load(tmp_path / "run", PARAMS, **given)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="say what it is with `framework`"):
+        convert.load(tmp_path / "none", PARAMS, **given)
+
+
 @pytest.mark.parametrize("framework", ["keras", "tf1", "optax"])
 def test_a_file_is_not_read_as_what_its_name_contradicts(framework, tmp_path):
     (tmp_path / "run.pt").write_bytes(b"")
@@ -523,6 +605,21 @@ def test_translation_goes_by_the_rate_that_goes_on():
     stopped = (state, PARAMS, "keras", keras, "torch", torch | {"lr": 0.0})
     with pytest.raises(ValueError, match="the learning rate is 0 at step 3"):
         convert.translate(*stopped, step=3)
+    plain, torch = after(dialects.torch(lr=0.1), 3), {"lr": 0.1}
+    move = partial(convert.translate, plain, PARAMS, "torch", torch)
+    for to, counted in (
+        ({"learning_rate": jnp.cos, "decay": 0.99}, "learning_rate"),
+        ({"learning_rate": 0.1, "decay": 0.99, "bias_correction": True}, "bias"),
+    ):
+        with pytest.raises(ValueError, match=f"`{counted}.* does not count them: give"):
+            move("optax", to)
+        with pytest.warns(UserWarning, match="goes on with another rule"):
+            assert (
+                optax.tree_utils.tree_get_all_with_path(
+                    move("optax", to, step=3), "count"
+                )[0][1]
+                == 3
+            )
 
 
 # bitsandbytes

@@ -15,13 +15,21 @@ import optax
 import optax.tree_utils as otu
 import pytest
 from flax import nnx
+from flax.training.train_state import TrainState
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from rmsprop_jax import diagnostics, dialects, rmsprop, scale_by_rms, storage
+from rmsprop_jax import (
+    diagnostics,
+    dialects,
+    rmsprop,
+    scale_by_rms,
+    sharding,
+    storage,
+)
 from table import DTYPES, abstract, assert_close, rms_of, tree, x64
 
 NU_DTYPES = ("float32", "bfloat16", "uint16", "uint8")
@@ -378,8 +386,11 @@ def test_what_is_read_is_read_once(nu_dtype):
     state = jax.eval_shape(rmsprop(0.1, nu_dtype=nu_dtype).init, params)
     nu = state[0].nu.dtype.itemsize * size
     assert bytes_of(diagnostics.values, state) <= 1.01 * nu
+    apart = bytes_of(diagnostics.values, state, params, params)
+    assert apart <= 1.01 * (nu + 2 * 4 * size)
+    # What is lost is a count of pairs, for which CPUs read both once more.
     everything = bytes_of(diagnostics.values, state, params, params, params)
-    assert everything <= 1.01 * (nu + 3 * 4 * size)
+    assert everything <= 1.01 * (nu + (3 + 2) * 4 * size)
 
 
 @pytest.mark.optimized
@@ -498,6 +509,168 @@ def test_a_flax_model_has_readable_names():
     assert "rms/at_lowest/params" in diagnostics.to_log(single)
 
 
+def held(also=diagnostics.ALSO):
+    """A model's optimizer of NNX and a TrainState, after the same two steps."""
+    make = diagnostics.watch(rmsprop, also=also)
+    model = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, make(0.1, centered=True), wrt=nnx.Param)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    train = TrainState.create(apply_fn=None, params=params, tx=make(0.1, centered=True))
+    for _ in range(2):
+        grads = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+        optimizer.update(model, grads)
+        train = train.apply_gradients(grads=nnx.to_pure_dict(grads))
+    return optimizer, train
+
+
+def test_what_holds_a_state_is_opened():
+    optimizer, train = held()
+    forms = {
+        "train state": train,
+        "its state": train.opt_state,
+        "optimizer": optimizer,
+        "its opt_state": optimizer.opt_state,
+        "nnx.state": nnx.state(optimizer.opt_state),
+        "nnx.state of all": nnx.state(optimizer),
+        "nnx.as_pure": nnx.as_pure(optimizer.opt_state),
+        "as_pure of nnx.state": nnx.as_pure(nnx.state(optimizer)),
+        "dictionary": nnx.to_pure_dict(nnx.state(optimizer)),
+    }
+    logged = {name: diagnostics.to_log(form) for name, form in forms.items()}
+    for name, form in forms.items():
+        assert logged[name] == logged["train state"], name
+        assert diagnostics.table(form).row_count == 3
+        assert diagnostics.names(form) == ["bias", "kernel"]
+        drawn(diagnostics.picture(form, [last_of(train.opt_state)]))
+        if "nnx.state" in name or name == "dictionary":
+            with pytest.raises(ValueError, match=r"nnx\.as_pure"):
+                diagnostics.values(form)
+        else:
+            found = diagnostics.values(form, learning_rate=0.1)
+            jax.tree.map(close, found.leaves[:5], last_of(train.opt_state).leaves[:5])
+    assert "nnx.state" in diagnostics.table.__doc__
+
+
+def test_leaves_whose_paths_read_alike_are_told_apart():
+    params = {"a/b": jnp.ones(2), "a": {"b": jnp.full(3, 2.0)}, "total": jnp.ones(1)}
+    state, _ = history_of(params, steps=1)
+    assert diagnostics.names(state) == ["a/b", "'a/b'", "'total'"]
+    other = {"x": params["a/b"], "a": params["a"], "z": params["total"]}
+    again, _ = history_of(other, steps=1)
+    jax.tree.map(close, last_of(state).total, last_of(again).total)
+    logged = diagnostics.to_log(state)
+    assert logged["rms/state_bytes/a/b"] == 3 * 4
+    assert logged["rms/state_bytes/'a/b'"] == 2 * 4
+    assert logged["rms/state_bytes/total"] > logged["rms/state_bytes/'total'"] == 4
+    assert diagnostics.table(state).row_count == 4
+
+
+FLAGS = ["jax_debug_nans", "jax_debug_infs", "jax_numpy_rank_promotion"]
+
+
+@pytest.mark.promotion  # Optax's own
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("flag", FLAGS)
+def test_under_the_flags_that_find_mistakes(flag, compiled):
+    before = getattr(jax.config, flag)
+    trees = {
+        "zeros": {"w": jnp.zeros((4, 3)), "b": jnp.zeros(3)},
+        "numbers": tree("float32"),
+        "none": {},
+        "no elements": {"w": jnp.zeros((0, 3)), "b": jnp.ones(2)},
+    }
+    try:
+        jax.config.update(flag, "raise" if "rank" in flag else True)
+        for name, params in trees.items():
+            tx = watch_all(rmsprop)(0.1, centered=name == "zeros")
+            update = jax.jit(tx.update) if compiled else tx.update
+            state = tx.init(params)
+            for grads in (jax.tree.map(jnp.ones_like, params), params):
+                updates, state = update(grads, state, params)
+            found = diagnostics.values(state, params, updates, params)
+            for x in jax.tree.leaves((found, last_of(state))):
+                assert np.isfinite(x).all()
+        # Squared it is infinite, which is what is counted.
+        large = {"w": jnp.full(3, 1e30)}
+        state = rmsprop(0.1).init(large)
+        assert diagnostics.values(state, large).total.skipped == 3
+    finally:
+        jax.config.update(flag, before)
+
+
+def test_the_update_of_a_parameter_that_is_zero_is_all_that_it_becomes():
+    params = {"a": jnp.zeros(3), "b": jnp.full(3, 1e-30), "c": jnp.ones(3)}
+    updates = {"a": jnp.full(3, -0.1), "b": jnp.zeros(3), "c": jnp.full(3, 0.5)}
+    state = rmsprop(0.1).init(params)
+    found = diagnostics.values(state, updates=updates, params=params)
+    close(found.leaves.update_to_param, [1, 0, 0.5])
+    close(found.total.update_to_param, np.sqrt((3 * 0.01 + 3 * 0.25) / 3))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.promotion  # Optax's own
+def test_updates_that_rounding_loses_are_counted(compiled):
+    params = {
+        "narrow": jnp.ones((2, 4), jnp.bfloat16),
+        "wide": jnp.ones(8),
+        "complex": jnp.ones(2, jnp.complex64),
+    }
+    values = [1e-3, -1e-3, 0.0, 1e-2, -3e-3, 1e-9, 0.5, 3e-3]
+    updates = {
+        "narrow": jnp.asarray(values).reshape(2, 4),
+        "wide": jnp.asarray(values),
+        "complex": jnp.asarray([1e-9, 1e-9 + 1j]),
+    }
+
+    def look(params, updates):
+        state = rmsprop(0.1).init(params)
+        applied = optax.apply_updates(params, updates)
+        return diagnostics.values(state, updates=updates, params=params), applied
+
+    found, applied = (jax.jit(look) if compiled else look)(params, updates)
+    lost = jax.tree.map(lambda u, p, q: (u != 0) & (p == q), updates, params, applied)
+    assert diagnostics.names(rmsprop(0.1).init(params)) == ["complex", "narrow", "wide"]
+    close(found.leaves.lost, [jnp.mean(x) for x in jax.tree.leaves(lost)])
+    close(found.leaves.lost, [1 / 2, 4 / 8, 1 / 8])
+    close(found.total.lost, 6 / 18)
+
+
+@pytest.mark.parametrize("options", [{}, {"nu_dtype": "uint8"}, {"centered": True}])
+def test_padding_of_zero_does_not_count(options):
+    params = {"w": jnp.arange(1.0, 36).reshape(5, 7), "b": jnp.arange(1.0, 4)}
+    tx = rmsprop(0.1, eps=1e-6, initial_scale=0.5, **options)
+    mesh = jax.make_mesh((8,), ("data",))
+    split = sharding.zero(tx, "data")
+    with jax.set_mesh(mesh):
+        state = split.init(params)
+    specs = sharding.specs(state)
+
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P(), specs), out_specs=(P(), specs))
+    def step(params, state):
+        own = jax.lax.pcast(params, "data", to="varying")
+        return split.update(own, state, params)
+
+    updates, state = step(params, state)
+    expected, whole = tx.update(params, tx.init(params), params)
+    seen = (params, expected, params)
+    one = diagnostics.values(whole, *seen, eps=1e-6)
+    for values in (diagnostics.values, jax.jit(diagnostics.values)):
+        found = values(state, params, updates, params, eps=1e-6)
+        one = one._replace(
+            leaves=one.leaves._replace(state_bytes=found.leaves.state_bytes),
+            total=one.total._replace(state_bytes=found.total.state_bytes),
+        )
+        jax.tree.map(partial(close, tolerance=1e-4), found, one)
+    with pytest.raises(ValueError, match="give `params`"):
+        diagnostics.values(state)
+    flat = {name: p.ravel()[:3] for name, p in params.items()}
+    with pytest.raises(ValueError, match="`params` has no leaf for b"):
+        diagnostics.values(state, params={"w": params["w"]})
+    with pytest.raises(ValueError, match="shape"):
+        diagnostics.values(whole, params=flat)
+
+
 X = jnp.asarray(np.random.default_rng(0).normal(size=(40, 16, 3)), jnp.float32)
 BATCHES = (X, X @ jnp.asarray([1.0, -2.0, 3.0]))
 RATES = (1e-3, 1e-1, 1e-2, 1e25)
@@ -576,6 +749,21 @@ BAD = {
     "also": (lambda: diagnostics.watch(rmsprop, also=("nu",)), "`also`"),
     "alone": (lambda: diagnostics.watch(rmsprop, also="params"), "name both"),
     "no_values": (lambda: diagnostics.to_log(STATE), "no diagnostics"),
+    "no_adam": (lambda: diagnostics.watch(optax.adam)(0.1).init(STATE.nu), "no state"),
+    "shape": (lambda: diagnostics.values(STATE, jnp.ones(4)),
+              r"`gradients` has shape \(4,\)"),
+    "scalar": (lambda: diagnostics.values(STATE, updates=1.0), "`updates` has shape"),
+    "foreign": (lambda: diagnostics.values(STATE, params={"w": jnp.ones(3)}),
+                "`params` has no leaf for the parameter"),
+    "foreign leaf": (lambda: diagnostics.values(
+        scale_by_rms().init({"v": jnp.ones(3)}), {"w": jnp.ones(3)}),
+        "`gradients` has no leaf for v"),
+    "flattened": (lambda: diagnostics.watch(
+        lambda eps: optax.flatten(scale_by_rms(eps=eps)), also="gradients"
+        )(1e-8).init({"w": jnp.ones(3)}), "`gradients` has no leaf"),
+    "two states": (lambda: diagnostics.values((STATE, STATE)), "one at a time"),
+    "two rates": (lambda: diagnostics.values(STATE, learning_rate=jnp.ones(2)),
+                  "`learning_rate` must be one number"),
     "empty": (lambda: diagnostics.picture(STATE, []), "`history`"),
     "other": (lambda: diagnostics.to_log(
         STATE, diagnostics.values(rmsprop(0.1).init(tree("float32")))

@@ -21,6 +21,7 @@ from ._record import (
     Record,
     Slots,
     arguments_of,
+    check_count,
     debiasing,
     drain,
     fill,
@@ -28,6 +29,7 @@ from ._record import (
     maker,
     names_of,
     present,
+    total_of,
 )
 from ._resume import counted, transposed_in, tree_of
 from ._sources import check_suffix, content_of, default_rule, module_of, read
@@ -85,8 +87,9 @@ def load(
     Args:
       source: a path: .pt, .pth (torch, timm, Stable-Baselines3, bitsandbytes; needs
         torch, and executes no pickled code), .safetensors (those, or ours), .keras or
-        .weights.h5, the prefix of a TF1 checkpoint, .msgpack or .npz (Optax); or the
-        content of one, such as torch's `optimizer.state_dict()`, or an Optax state.
+        .weights.h5, the prefix of a TF1 checkpoint, .msgpack, .npz or a folder of Orbax
+        (Optax); or the content of one, such as torch's `optimizer.state_dict()`, or an
+        Optax state.
       params: the parameters, or their `jax.ShapeDtypeStruct`s: any tree, a Flax NNX
         model or a Linen `TrainState`.
       weights: the function with which you move the weights: it takes the source's
@@ -106,8 +109,7 @@ def load(
       strict: whether what would be assumed is an error.
       **hyperparameters: the dialect's arguments that replace the source's, such as a
         learning-rate schedule, or that it does not hold; a tuple is one for each group.
-        A state of Optax shows neither `nesterov` nor `eps_in_sqrt`: give them where the
-        run had them.
+        A state of Optax shows neither `nesterov` nor `eps_in_sqrt`: give them.
 
     Returns:
       A `Restored`: ``state`` goes on under ``optimizer``, which is the dialect with
@@ -154,8 +156,10 @@ def load(
     leaves = names_of(params)
     whole = [found.get(name) for name in leaves]
     settings = tuple(group.hyperparameters for group in record.groups)
+    state = fill(optimizer.init(params), record)
+    loaded = (record.step, total_of(drain(state, record.dialect, record.groups)))
     return Restored(
-        state=fill(optimizer.init(params), record),
+        state=state,
         optimizer=optimizer,
         hyperparameters=settings[0] if len(settings) == 1 else settings,
         params=None
@@ -163,7 +167,7 @@ def load(
         else _as_params(tree, whole, leaves),
         dialect=record.dialect,
         step=record.step,
-        groups=tuple(group._replace(step=record.step) for group in record.groups),
+        groups=tuple(group._replace(loaded=loaded) for group in record.groups),
         places=places,
         left_out=record.left_out,
         assumed=record.assumed,
@@ -199,8 +203,8 @@ def export(
       like: a file, or its content, to take the order and all else from.
       leave_out: names of parameters of `like` that stay as they are there.
       step: how many updates were done. By default as many as the state counts, or a
-        `TrainState` given as `params`; a plain RMSProp counts none, and then it is
-        the step of `Restored.groups` or of `like`: give it if there were more since.
+        `TrainState` given as `params`. A plain RMSProp counts none: then it is the step
+        of `Restored.groups` or of `like`, and a warning says so if it has gone on.
 
     Returns:
       torch's state dictionary (of arrays), Keras's optimizer variables in order (under
@@ -225,13 +229,11 @@ def export(
     if dialect == "optax":
         return _as_optax(record, params)
     content = content_of(like, dialect)
-    module = module_of(dialect, content)
-    old = _old(record, params, names, content)
     if content is None and dialect in _torch.DIALECTS:
         record = record._replace(weights=None)  # torch keeps them elsewhere
-    function = chosen(weights, rule, old, known)
-    record, _ = from_tree(with_step(record, old), params, function, old, leave_out)
-    return module.to_dict(record, content)
+    return _written(record, params, (weights, rule, known), names, content, leave_out)[
+        1
+    ]
 
 
 def save(
@@ -290,6 +292,12 @@ def save(
     torch_like = dialect in _torch.DIALECTS and (like is not None or names is not None)
     if path.suffix == ".safetensors" and not torch_like:
         _ours.save(path, record)
+        if record.step is None and record.groups[0].loaded[0] is not None:
+            warnings.warn(
+                "The state counts no updates and has gone on since it was loaded: give "
+                "`step`, which the file does not say otherwise.",
+                stacklevel=2,
+            )
         return
     module = None if dialect == "optax" else module_of(dialect)
     check_suffix(path, dialect)
@@ -301,15 +309,9 @@ def save(
             temporary.write_bytes(flax.serialization.to_bytes(native))
     else:
         content = content_of(like, dialect)
-        module = module_of(dialect, content)
-        old = _old(record, params, names, content)
-        function = chosen(weights, rule, old, known)
-        record = with_step(record, old)
-        named, _ = from_tree(record, params, function, old, leave_out)
-        module.save(path, module.to_dict(named, content))
-        stale = older(named, old)
-        if stale:
-            warnings.warn(stale, stacklevel=2)
+        rules = (weights, rule, known)
+        module, new = _written(record, params, rules, names, content, leave_out)
+        module.save(path, new)
 
 
 def chosen(
@@ -345,16 +347,29 @@ def check_assumed(record: Record, strict: bool) -> None:
         )
 
 
-def older(record: Record, old: Record) -> str:
-    """Says what a copy of a file has that is older than the state that it got."""
+def older(record: Record, old: Record, step: int | None) -> str:
+    """Says what a copy of a file has that is older than the state that it got.
+
+    Args:
+      record: what goes into the copy.
+      old: what the file has.
+      step: the step of the state, None where nobody says it.
+    """
     beside = [name for name in old.weights or {} if name not in record.slots]
     stale = [*old.left_out, *(beside if record.weights else old.weights or {})]
-    if not stale or record.step is None or record.step == old.step:
+    if step is None:
+        stale += [f"the step, {record.step}: give `step`"] if record.step else []
+        has_moved = old.step is None or any(
+            not np.allclose(slots.nu, old.slots[name].nu, 1e-5, 0)
+            for name, slots in record.slots.items()
+            if slots.nu is not None and old.slots[name].nu is not None
+        )
+    else:
+        has_moved = step != old.step
+    if not stale or not has_moved:
         return ""
-    return (
-        f"The copy has the state of step {record.step}, and as they were at step "
-        f"{old.step}: {', '.join(stale)}."
-    )
+    what = "a state that has gone on" if step is None else f"the state of step {step}"
+    return f"The copy has {what}, and as before: {', '.join(stale)}."
 
 
 def completed(record: Record, given: Mapping[str, Any]) -> Record:
@@ -428,7 +443,8 @@ def with_step(record: Record, old: Record) -> Record:
     Raises:
       ValueError: if nothing says it, and the framework's files do.
     """
-    step = old.step if record.step is None else record.step
+    known = (record.step, old.step, record.groups[0].loaded[0])
+    step = next((step for step in known if step is not None), None)
     if step is None and record.dialect != "tf1":
         raise ValueError(
             f"The state does not count its updates, and files of {record.dialect} say "
@@ -446,7 +462,8 @@ def drained(
 ) -> Record:
     """Returns the record of a state, with the parameters if they have values.
 
-    Its step is the one given, or that of the state, or of its groups.
+    Its step is the one given, or the state's, or that of its groups if the state is
+    still as it was loaded.
 
     Raises:
       TypeError, ValueError: if the state, the parameters and the hyperparameters do
@@ -464,8 +481,8 @@ def drained(
         maker(dialect)(**group.hyperparameters)  # says wrong names before their use
     record = checked(drain(state, dialect, tuple(groups)))
     if step is None and record.step is None:
-        step = groups[0].step
-        step = 0 if step is None and is_new(record) else step
+        known, total = groups[0].loaded
+        step = known if total == total_of(record) else 0 if is_new(record) else None
     record = record if step is None else record._replace(step=step)
     for group in record.groups:
         arguments = arguments_of(dialect, group.hyperparameters)
@@ -481,6 +498,27 @@ def drained(
         return record
     weights = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     return record._replace(weights=weights)
+
+
+def _written(
+    record: Record,
+    params: Any,
+    rules: tuple[Any, Any, Any],
+    names: Iterable[str] | None,
+    content: Any,
+    leave_out: Collection[str],
+) -> tuple[Any, Any]:
+    """Returns the module of a framework, and a record in its form, over a content."""
+    module = module_of(record.dialect, content)
+    old = _old(record, params, names, content)
+    weights, rule, transposed = rules
+    function = chosen(weights, rule, old, transposed)
+    whole = with_step(record, old)
+    named, _ = from_tree(whole, params, function, old, leave_out)
+    new, stale = module.to_dict(named, content), older(named, old, record.step)
+    if stale:
+        warnings.warn(stale, stacklevel=3)
+    return module, new
 
 
 def _old(
@@ -503,6 +541,7 @@ def _old(
 
 def _as_optax(record: Record, params: Any) -> Any:
     (group,) = record.groups
+    check_count(record, group.hyperparameters)
     return fill(optax.rmsprop(**group.hyperparameters).init(params), record)
 
 

@@ -33,7 +33,8 @@ def to_tree(
     problems += [problem for _, found in moved.values() for problem in found]
     groups, others = _groups(record, numbers, origins)
     if problems + others:
-        raise ValueError(_misfit(problems + others))
+        absent = [x for x in record.left_out if x.partition(",")[0] in leaves]
+        raise ValueError(_misfit([*problems, *others, *absent]))
     slots = {
         path: Slots(*(moved[field][0][path] for field in Slots._fields))
         for path in leaves

@@ -1,17 +1,20 @@
-"""Optimizer state of Optax in files, inside any chain.
-
-It is Flax's msgpack of a state, or a .npz with the same paths.
-"""
+"""Optimizer state of Optax, inside any chain."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from . import _files
-from ._record import STATES, Group, Record, Slots
+from ._optax_files import folder_of as folder_of
+from ._optax_files import load as load
+from ._optax_files import nested as nested
+from ._optax_files import numbered
+from ._record import Group, Record, Slots
+
+# What stands around a state in a `TrainState`, an `nnx.Optimizer` or a wrapper of Optax
+# and is taken into account.
+_KNOWN = ("params", "step", "count", "gradient_step")
+_NUMBERS = ("learning_rate", "decay", "eps", "momentum")
 
 
 def read(
@@ -26,12 +29,14 @@ def read(
       names: the parameters to take; by default all.
       given: the hyperparameters of the call.
     """
+    content = numbered(content)
     nodes = dict(_nodes(content))
     averages = [node for node in nodes.values() if "nu" in node]
     if len(averages) != 1:
         raise ValueError(
             f"It has {len(averages)} states with a `nu` where one is expected: RMSProp "
-            f"in a chain. Found {', '.join(nodes)}."
+            "in a chain. Of a partition pass each label's, with its part of the tree. "
+            f"Found {', '.join(nodes)}."
         )
     (average,) = averages
     centered, corrected = "mu" in average, "count" in average
@@ -59,11 +64,14 @@ def read(
             )
         trace = dict(_leaves(found))
     names = tuple(square if names is None else names)
-    hyperparameters: dict[str, Any] = {
-        "centered": centered,
-        "bias_correction": corrected,
-    }
+    absent = [name for name in names if name not in square]
+    if absent:
+        raise ValueError(f"It has no {', '.join(absent)}; it has {', '.join(square)}.")
+    hyperparameters = {"centered": centered, "bias_correction": corrected}
+    hyperparameters |= _injected(nodes, start)
     missing = ("learning_rate", "decay", "eps", *(("momentum",) if trace else ()))
+    unseen = {"eps_in_sqrt": True} | ({"nesterov": False} if trace else {})
+    masked = [name for name, leaf in _leaves(average["nu"], none=True) if leaf is None]
     slots = {
         name: Slots(square[name], mean.get(name), -trace[name] if trace else None)
         for name in names
@@ -76,7 +84,60 @@ def read(
         slots,
         missing,
         {name: weights[name] for name in names if name in weights},
+        left_out=tuple(f"{name}, which is masked out" for name in masked),
+        assumed=(
+            *_beside(content, start),
+            *(
+                f"`{name}` is {value}, by default: a state of Optax does not show it"
+                for name, value in unseen.items()
+                if name not in (given or {})
+            ),
+        ),
     )
+
+
+def _injected(
+    nodes: Mapping[str, Mapping[str, Any]], start: str
+) -> dict[str, float | bool]:
+    """Returns the numbers that `inject_hyperparams` keeps and does not schedule."""
+    found = {}
+    for path, node in nodes.items():
+        if "hyperparams" in node and start.startswith(path):
+            changing = node.get("hyperparams_states") or {}
+            for name, value in node["hyperparams"].items():
+                if name in _NUMBERS and name not in changing and np.ndim(value) == 0:
+                    found[name] = float(np.asarray(value))
+    return found
+
+
+def _beside(content: Mapping[str, Any], start: str) -> Iterable[str]:
+    """Says which other members of a chain, or wrappers, have no place here."""
+    found, node, keys = [], content, start.split(".")[1:]
+    for depth, own in enumerate(keys):
+        for key, child in node.items():
+            fields = dict.fromkeys(_fields(child)) if isinstance(child, Mapping) else ()
+            offset = int(key) - int(own) if f"{key}{own}".isdigit() else 0
+            follows = depth == len(keys) - 1 and offset in (1, 2)  # rate and momentum
+            known = str(key) in (own, *_KNOWN) or str(key).startswith("hyperparams")
+            if known or (follows and {*fields} <= {"count", "trace"}):
+                continue
+            what = f" ({', '.join(fields) or 'no state'})" if offset else ""
+            found.append(".".join([*keys[:depth], str(key)]) + what)
+        node = next(child for key, child in node.items() if str(key) == own)
+    if found:
+        yield (
+            f"{', '.join(found)}: members or wrappers of the chain without a place in "
+            "`optimizer`, such as clipping or weight decay: chain them around it"
+        )
+
+
+def _fields(tree: Mapping[str, Any]) -> Iterable[str]:
+    """Yields the names of the fields of states, behind the numbers in a chain."""
+    for key, value in tree.items():
+        if not str(key).isdigit():
+            yield str(key)
+        elif isinstance(value, Mapping):
+            yield from _fields(value)
 
 
 def _step(nodes: Mapping[str, Mapping[str, Any]], start: str) -> int | None:
@@ -89,7 +150,15 @@ def _step(nodes: Mapping[str, Mapping[str, Any]], start: str) -> int | None:
     ]
     anywhere = [node for node in nodes.values() if "count" in node]
     counted = [nodes[start]] if "count" in nodes[start] else near or anywhere
-    return max((int(node["count"]) for node in counted), default=None)
+    counts = [node["count"] for node in counted]
+    for key in ("gradient_step", "step"):  # of MultiSteps; of a TrainState
+        around = [
+            node[key]
+            for path, node in nodes.items()
+            if start.startswith(path) and key in node
+        ]
+        counts = counts or around
+    return max((int(np.asarray(count)) for count in counts), default=None)
 
 
 def follows_the_rate(trace: str, average: str) -> bool:
@@ -104,54 +173,6 @@ def follows_the_rate(trace: str, average: str) -> bool:
     return ahead > 1 or (ahead == 1 and inside)
 
 
-def load(path: Any) -> dict[str, Any]:
-    """Returns the nested dictionaries in a file."""
-    path = Path(path)
-    _files.check_zip(path)
-    try:
-        return _nested_in(path)
-    except ValueError as error:
-        raise ValueError(
-            f"{path.name} is damaged, or is not what its name says, or holds pickled "
-            "objects, which would execute what is in them."
-        ) from error
-
-
-def _nested_in(path: Path) -> dict[str, Any]:
-    if path.suffix == ".npz":
-        content: dict[str, Any] = {}
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            for key in file.files:
-                _files.nest(content, key.split("/"), file[key])
-        return content
-    import flax.serialization  # here, because it takes a second
-
-    restored: Any = flax.serialization.msgpack_restore(path.read_bytes())
-    return restored
-
-
-def nested(state: Any) -> dict[str, Any]:
-    """Returns a state of Optax in memory as nested dictionaries.
-
-    Raises:
-      TypeError: if it is no such state.
-      ValueError: if it is the state of another optimizer.
-    """
-    import flax.serialization  # here, because it takes a second
-
-    content: Any = flax.serialization.to_state_dict(state)
-    if not isinstance(content, Mapping):
-        raise TypeError(
-            "`source` must be a path, the content of a file or a state of Optax, got "
-            f"{type(state).__name__}."
-        )
-    found = jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "nu"))
-    for node in found:
-        if hasattr(node, "nu") and not isinstance(node, STATES):
-            raise ValueError(f"This is not RMSProp: it has a {type(node).__name__}.")
-    return dict(content)
-
-
 def _nodes(
     content: Any, start: str = "state"
 ) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -164,10 +185,15 @@ def _nodes(
             yield from _nodes(value, f"{start}.{key}")
 
 
-def _leaves(tree: Any, start: str = "") -> Iterable[tuple[str, np.ndarray]]:
-    if not isinstance(tree, Mapping):
+def _leaves(
+    tree: Any, start: str = "", none: bool = False
+) -> Iterable[tuple[str, Any]]:
+    """Yields the arrays in a tree by path, and None for what has `none`, if asked."""
+    if tree is None or (start and isinstance(tree, Mapping) and not tree):
+        if none:
+            yield start, None
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{start}/{key}" if start else str(key), none)
+    else:
         yield start, np.asarray(tree)
-        return
-    for key, value in tree.items():
-        if value is not None:
-            yield from _leaves(value, f"{start}/{key}" if start else str(key))

@@ -174,7 +174,15 @@ def learned(
     if numbers.size > _LIMIT:
         raise ValueError(f"The source has more than {_LIMIT} elements.")
     zeros = np.zeros(numbers.size, np.int64)
-    good, problems = _checked(names_of(function(numbers.split(zeros, exact))), leaves)
+    try:
+        good, problems = _checked(
+            names_of(function(numbers.split(zeros, exact))), leaves
+        )
+    except KeyError as error:
+        raise ValueError(
+            f"`weights` asks for {error}, and the source has "
+            f"{', '.join(numbers.arrays)}."
+        ) from error
     every, last = np.arange(numbers.size), max(numbers.size - 1, 0)
     totals = _counted(sent, every, exact)
     origins = {path: Origin(np.clip(x, 0, last)) for path, x in totals.items()}
@@ -183,7 +191,8 @@ def learned(
     if not wrong:
         return origins, problems
     good = wrong  # a + b and a² + b² show the two elements of a sum
-    squares, once = _counted(sent, np.square(every), exact), sent(zeros + 1)
+    squares = _counted(sent, np.square(every), exact)
+    base, once = sent(zeros), sent(zeros + 1)
     for path in wrong:
         apart = np.maximum(2 * squares[path] - np.square(totals[path]), 0)
         apart = np.rint(np.sqrt(apart)).astype(np.int64)
@@ -196,7 +205,10 @@ def learned(
     for path, mask in again.items():
         if not mask.all():
             at = np.unravel_index(np.argmin(mask), mask.shape)
-            what = _what(complex(once[path][at]), int(totals[path][at]), numbers)
+            sums = (int(totals[path][at]), int(squares[path][at]))
+            what = _what(
+                complex(base[path][at]), complex(once[path][at]), sums, numbers
+            )
             where = element(path, int(np.argmin(mask)), mask.shape)
             problems.append(f"{where} is {what}")
             del origins[path]
@@ -298,12 +310,20 @@ def _checked(
     return good, problems
 
 
-def _what(once: complex, total: int, numbers: Numbers) -> str:
-    """Says what an element is that is no element of the source, nor a sum of two."""
-    if once == 0:
+def _what(base: complex, once: complex, sums: tuple[int, int], numbers: Numbers) -> str:
+    """Says what an element is that is no element of the source, nor a sum of two.
+
+    Args:
+      base: what it is where all elements are 0.
+      once: where all are 1.
+      sums: where they are their numbers, and the squares of these.
+      numbers: the elements.
+    """
+    if base != 0 or once == 0:
         return "a constant, or a difference of elements"
-    at = total / once.real if once.real else -1
-    if once != 1 and at == int(at) and 0 <= at < numbers.size:
+    total, square = sums
+    at = total / once.real if once.real not in (0, 1) else -1
+    if square * once.real == total**2 and at == int(at) and 0 <= at < numbers.size:
         return f"{numbers.element(int(at))} times {once.real:g}"
     return "a sum of several elements, or no rearrangement at all"
 

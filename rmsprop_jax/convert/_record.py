@@ -55,14 +55,15 @@ class Group(NamedTuple):
       joined: by the names of those that are sums of parameters of the source, how many
         each element is the sum of: it moves so many times as far.
       waiting: those that have had no gradient, and stay as they are until they have.
-      step: how many updates were done when it was loaded, for states without a count.
+      loaded: how many updates were done when it was loaded, and the sum of all nu then:
+        a state without a count that has the same sum is still that of this step.
     """
 
     hyperparameters: dict[str, Any]
     names: tuple[str, ...]
     joined: Mapping[str, np.ndarray] = {}
     waiting: tuple[str, ...] = ()
-    step: int | None = None
+    loaded: tuple[int | None, float | None] = (None, None)
 
 
 class Record(NamedTuple):
@@ -163,6 +164,21 @@ def present(value: Any, record: Record, name: str) -> Any:
             "were done: pass `step`."
         )
     return float(np.asarray(value(record.step)))
+
+
+def check_count(record: Record, arguments: Mapping[str, Any]) -> None:
+    """Checks that a rule that goes by the number of updates gets it.
+
+    Raises:
+      ValueError: if the record does not know it.
+    """
+    counted = [name for name, value in arguments.items() if is_schedule(value)]
+    counted += ["bias_correction"] if arguments.get("bias_correction") else []
+    if counted and record.step is None:
+        raise ValueError(
+            f"`{counted[0]}` goes by the number of updates, and the state does not "
+            "count them: give `step`."
+        )
 
 
 def fill(state: Any, record: Record) -> Any:
@@ -267,6 +283,11 @@ def drain(state: Any, dialect: str, groups: tuple[Group, ...]) -> Record:
             "parameters?"
         )
     return record
+
+
+def total_of(record: Record) -> float:
+    """Returns the sum of all nu, which a step changes."""
+    return sum(float(np.sum(slots.nu)) for slots in record.slots.values())
 
 
 def is_new(record: Record) -> bool:

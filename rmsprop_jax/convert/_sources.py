@@ -193,10 +193,13 @@ def _kind_of(path: Path, framework: str | None) -> tuple[str, Path]:
         return _SUFFIXES[path.suffix], path
     if (path / "optimizer.pt").exists():
         return "torch", path
+    folder = _optax.folder_of(path)
+    if folder is not None:
+        return "optax", folder
     if framework is None:
         known = ", ".join([".safetensors", *_SUFFIXES])
         raise ValueError(
             f"{path.name} is none of {known}, nor a folder of Hugging Face's Trainer "
-            "or a checkpoint of TensorFlow: say what it is with `framework`."
+            "or Orbax, or a checkpoint of TensorFlow: say what it is with `framework`."
         )
     return framework, path

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from ._api import drained
-from ._record import Group, Record, arguments_of, fill, maker, present
+from ._record import Group, Record, arguments_of, check_count, fill, maker, present
+
+_COUNTED = ("learning_rate", "decay", "bias_correction")
 
 
 def translate(
@@ -53,6 +55,7 @@ def translate(
     """
     record = drained(state, params, dialect, hyperparameters, step)
     old, new = _rule(dialect, hyperparameters), _rule(to, to_hyperparameters)
+    check_count(record, {key: new[key] for key in _COUNTED})
     factor = 1.0
     if old["learning_rate_in_momentum"] != new["learning_rate_in_momentum"]:
         factor = present(new["learning_rate"], record, "learning_rate")

@@ -19,6 +19,7 @@ from . import _api, _files, _optax, _ours, _sources
 from ._moving import from_tree, to_tree
 from ._origins import Place
 from ._record import Record, Slots, names_of
+from ._sources import default_rule
 
 _DESCRIPTION = """\
 Converts the state of an RMSProp between frameworks.
@@ -131,9 +132,10 @@ def _convert(
     is_ours = record.is_ours
     places = [(name, Place(name)) for name in record.slots]
     if arguments.params:
-        function = _function(arguments, record)
-        tree = _shapes(arguments.params)
-        record, places = to_tree(record, tree, function, arguments.leave_out)
+        tree, function, left = _shapes(arguments.params), default_rule(record), ()
+        if not (is_ours and arguments.like):  # there they are of what it goes into
+            function, left = _function(arguments, record), arguments.leave_out
+        record, places = to_tree(record, tree, function, left)
     _api.check_assumed(record, arguments.strict)
     record = _api.checked(_api.completed(record, given))
     if not arguments.params and not (is_ours and arguments.like):
@@ -155,10 +157,10 @@ def _convert(
     function: Any = _function(arguments, old)
     if not record.is_ours:
         function = partial(_same_names, list(record.slots))
-    record = _api.with_step(record, old)
+    step, record = record.step, _api.with_step(record, old)
     record, places = from_tree(record, tree, function, old, arguments.leave_out)
     module.save(target, module.to_dict(record, content))
-    return record, places, _api.older(record, old)
+    return record, places, _api.older(record, old, step)
 
 
 def _function(arguments: argparse.Namespace, record: Record) -> Any:
@@ -180,7 +182,7 @@ def _function(arguments: argparse.Namespace, record: Record) -> Any:
             path: tuple(int(size) for size in sizes.split(","))
             for path, sizes in _pairs("--channels-first", images)
         }
-    return _sources.default_rule(record, rename, images, arguments.transposed)
+    return default_rule(record, rename, images, arguments.transposed)
 
 
 def _check_unused(arguments: argparse.Namespace) -> None:

@@ -1,10 +1,9 @@
 """Diagnostics and sweeps as pictures."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optax
 
 from ..convert._files import needed
 from ._finder import Sweep, tail
@@ -25,7 +24,7 @@ _COLOURS = (
 
 
 def picture(
-    state: optax.OptState,
+    state: Any,
     history: Diagnostics | Sequence[Diagnostics],
     *,
     steps: Sequence[int] | None = None,
@@ -37,7 +36,7 @@ def picture(
     neighbours on both sides (by default 5 and 95 %); more are rows of colours.
 
     Args:
-      state: the optimizer's state, which names the leaves.
+      state: what names the leaves, as for `table`.
       history: the values of every step: a list, or as `jax.lax.scan` stacks them.
       steps: the number of each step; by default 1, 2, and so on.
       quantiles: those that the values were made with.

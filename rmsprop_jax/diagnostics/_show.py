@@ -1,14 +1,13 @@
 """Diagnostics for loggers and for people: a flat dictionary, a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import optax
 
 from ..convert._files import needed
-from ._trees import names
+from ._trees import field_of, names, nodes, pure, state_in
 from ._values import QUANTILES, Diagnostics, Values
 
 if TYPE_CHECKING:
@@ -24,15 +23,16 @@ _HEADERS = {
     "signal_to_noise": "Σμ²/Σν",
     "update_rms": "update, rms",
     "update_to_param": "update / param",
+    "lost": "lost",
     "skipped": "skipped",
     "state_bytes": "bytes",
 }
-_FRACTIONS = ("eps_dominates", "at_lowest", "at_highest")
+_FRACTIONS = ("eps_dominates", "at_lowest", "at_highest", "lost")
 _COUNTS = ("skipped", "state_bytes")
 
 
 def to_log(
-    state: optax.OptState,
+    state: Any,
     values: Diagnostics | None = None,
     *,
     prefix: str = "rms/",
@@ -41,7 +41,7 @@ def to_log(
     """Returns diagnostics as a flat dictionary of floats, for a logger.
 
     Args:
-      state: the optimizer's state, which names the leaves.
+      state: as for `table`.
       values: what to show; by default what `watch` kept in the state.
       prefix: of every key.
       quantiles: those that `values` were made with.
@@ -76,7 +76,7 @@ def to_log(
 
 
 def table(
-    state: optax.OptState,
+    state: Any,
     values: Diagnostics | None = None,
     *,
     quantiles: Sequence[float] = QUANTILES,
@@ -84,7 +84,9 @@ def table(
     """Returns diagnostics as a table of `rich`, one row for each leaf, then the total.
 
     Args:
-      state: the optimizer's state, which names the leaves.
+      state: what names the leaves: the state that `init` or `update` returned; a Flax
+        `nnx.Optimizer` or its `opt_state`, and what `nnx.state`, `nnx.as_pure` or
+        `nnx.to_pure_dict` makes of either; a `TrainState` or its `opt_state`.
       values: what to show; by default what `watch` kept in the state.
       quantiles: those that `values` were made with.
 
@@ -118,19 +120,21 @@ def table(
     return shown
 
 
-def _rows(state: Any, values: Diagnostics | None) -> dict[str, Values]:
+def _rows(state: Any, values: Any) -> dict[str, Values]:
     """Returns the values of each leaf by its name, those of all as "total"."""
+    state, values = state_in(state), pure(values)
     if values is None:
-        found = optax.tree_utils.tree_get_all_with_path(state, "diagnostics")
-        if len(found) != 1:
+        watched = nodes(state, "inner_state", "diagnostics")
+        if len(watched) != 1:
             raise ValueError(
-                f"`state` has {len(found) or 'no'} diagnostics: make the optimizer "
+                f"`state` has {len(watched) or 'no'} diagnostics: make the optimizer "
                 "with `watch`, pass one of its parts, or the `values`."
             )
-        values = found[0][1]
         # Of several optimizers the leaves are those of the one that is watched.
-        state = optax.tree_utils.tree_get(state, "WatchState")
-    assert values is not None
+        (state,) = watched
+        values = field_of(state, "diagnostics")
+    if isinstance(values, Mapping):  # what `nnx.state` returns has no classes
+        values = Diagnostics(*(Values(**values[x]) for x in Diagnostics._fields))
     leaves, total = jax.device_get(tuple(values))
     called = leaf_names(state)
     if np.shape(total.state_bytes) or len(leaves.state_bytes) != len(called):

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from .. import _checks, _leaves, storage
-from ._spectrum import Spectrum, spectrum
-from ._trees import accumulators, by_path, bytes_by_leaf
+from ._spectrum import in_float32, spectrum
+from ._trees import accumulators, beside, bytes_by_leaf, refuse_padding, state_in
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 """Of the effective learning rates, by default: least, 5 %, median, 95 %, largest."""
@@ -29,7 +30,10 @@ class Values(NamedTuple):
       state_bytes: what the state takes.
       signal_to_noise: Σ|μ|² / Σν where centred.
       update_rms: √(mean |u|²).
-      update_to_param: √(Σ|u|² / Σ|θ|²).
+      update_to_param: √(Σ|u|² / Σ|θ|²); 1 where all parameters are 0, as of the update
+        to the parameters that it makes.
+      lost: the fraction of parameters that an update which is not 0 leaves where they
+        are, because their dtype has no number that is nearer to where they should be.
       skipped: how many gradients are not finite, or overflow when squared, which are
         those that ``skip_nonfinite=True`` skips.
     """
@@ -42,6 +46,7 @@ class Values(NamedTuple):
     signal_to_noise: Any = None
     update_rms: Any = None
     update_to_param: Any = None
+    lost: Any = None
     skipped: Any = None
 
 
@@ -58,7 +63,7 @@ class Diagnostics(NamedTuple):
 
 
 def values(
-    state: optax.OptState,
+    state: Any,
     gradients: optax.Updates | None = None,
     updates: optax.Updates | None = None,
     params: optax.Params | None = None,
@@ -87,10 +92,17 @@ def values(
 
     Args:
       state: the state after the step: an `RmsState` or one of Optax's, anywhere in a
-        tree of states; of several, as `optax.partition` has, all.
-      gradients: the gradients, for `skipped`; None leaves it out, here and below.
+        tree of states; of several, as `optax.partition` has, all. Also an
+        `nnx.Optimizer` or a `TrainState` that has it, or what `nnx.state` makes of it
+        (of a centred one `nnx.as_pure`, since `nnx.state` does not tell it from
+        Adam's). That of `sharding.zero` needs `params`, whose sizes tell what is
+        padding.
+      gradients: the gradients, for `skipped`; None leaves it out, here and below. Each
+        of these three has at least the leaves that have a `nu`, and None where there
+        is no value.
       updates: the updates, for `update_rms`.
-      params: the parameters before the step, for `update_to_param`, with `updates`.
+      params: the parameters before the step, for `update_to_param` and `lost`, with
+        `updates`.
       learning_rate: α, that of this step; 1 for the quantiles of 1/(√ν + ε).
       eps: ε, as for `rmsprop_jax.scale_by_rms`.
       eps_in_sqrt: whether it is inside the root.
@@ -103,8 +115,9 @@ def values(
       `vmap`, `scan`, and with sharded arrays, of which none is gathered.
 
     Raises:
-      ValueError: if there is no state of RMSProp in `state`, or a number is out of its
-        range.
+      ValueError: if there is no state of RMSProp in `state`, or two have a `nu` for the
+        same leaf; for trees that do not have its leaves, in its shapes; for a number
+        that is out of its range, and a `learning_rate` that is not one number.
 
     Example:
       >>> import jax.numpy as jnp
@@ -116,52 +129,96 @@ def values(
       [0.05 0.05 0.05 0.05 0.05]
     """
     _checks.number("eps", eps, "finite and at least 0")
-    default = storage.as_format("nu_dtype", nu_dtype, unsigned=True).lowest
+    form = storage.as_format("nu_dtype", nu_dtype, unsigned=True)
     wanted = checked_quantiles(quantiles)
-    # Or XLA on TPUs makes nu and mu again from all that they come from, for each sum.
-    nus, mus, lowest = jax.lax.optimization_barrier(accumulators(state))
-    ranges = {name: lowest.get(name, default) for name in nus}
-    sizes = jnp.asarray([max(1, nu.size) for nu in nus.values()], jnp.float32)
-    eps = jnp.asarray(eps, jnp.float32)
-    eps_root, eps = (eps, jnp.float32(0)) if eps_in_sqrt else (jnp.float32(0), eps)
-    count = partial(spectrum, eps_nu=eps_root + eps * eps)
-    spectra = _stacked([count(nu, ranges[name]) for name, nu in nus.items()])
+    state = state_in(state)
+    nus, mus, lowest = accumulators(state, with_classes=True)
+    given = {"gradients": gradients, "updates": updates, "params": params}
+    seen = {
+        what: list(beside(what, tree, nus).values())
+        for what, tree in given.items()
+        if tree is not None
+    }
+    if not seen:
+        refuse_padding(nus)
+    alike = [next((x for x in xs if x is not None), nu)
+             for nu, *xs in zip(nus.values(), *seen.values(), strict=True)]  # fmt: skip
+    sizes = tuple(
+        min(np.size(x), nu.size) for x, nu in zip(alike, nus.values(), strict=True)
+    )
+    return _values(
+        list(nus.values()),
+        [mus[key] for key in nus] if mus else None,
+        [lowest.get(key, form.lowest) for key in nus],
+        seen,
+        learning_rate_of(learning_rate),
+        jnp.asarray(eps, jnp.float32),
+        1 - wanted,
+        jnp.asarray(bytes_by_leaf(state, nus), jnp.float32),
+        jnp.asarray(sum(storage.sizes(state).values()), jnp.float32),
+        sizes=sizes,
+        eps_in_sqrt=bool(eps_in_sqrt),
+    )
 
-    sums = {}  # of each leaf, by what is summed
-    if mus:
-        wide = {k: storage.read(nu, jnp.float32, ranges[k]) for k, nu in nus.items()}
-        sums["noise"] = _sums(jnp.sum, wide, nus)
-        sums["signal"] = _sums(_power, mus, nus)
+
+# Without a function around it each operation would be compiled, and what overflows on
+# the way, such as the square of a gradient that is to be counted, found as a mistake by
+# `jax_debug_infs`.
+@partial(jax.jit, static_argnames=("sizes", "eps_in_sqrt"), inline=True)
+def _values(
+    nus: list[Any],
+    mus: list[Any] | None,
+    lowest: list[Any],
+    seen: dict[str, list[Any]],
+    learning_rate: jax.Array,
+    eps: jax.Array,
+    wanted: jax.Array,
+    state_bytes: jax.Array,
+    all_bytes: jax.Array,
+    *,
+    sizes: tuple[int, ...],
+    eps_in_sqrt: bool,
+) -> Diagnostics:
+    """Returns what `values` does, of lists of leaves; `wanted` are quantiles of ν."""
+    # Without the barrier XLA on TPUs recomputes nu and mu for every sum.
+    nus, mus = jax.lax.optimization_barrier((nus, mus))
+    eps_root, eps = (
+        (eps, jnp.zeros_like(eps)) if eps_in_sqrt else (jnp.zeros_like(eps), eps)
+    )
+    at = spectrum(nus, lowest, sizes, eps_root + eps * eps).with_total()
+    n = jnp.maximum(1, _with_total(jnp.asarray(sizes, jnp.float32)))
+    updates, params = seen.get("updates"), seen.get("params")
+    u = p = to_noise = lost = None
+    if mus is not None:
+        most = jnp.finfo(jnp.float32).max
+        wide = [
+            jnp.minimum(in_float32(nu, x), most)
+            for nu, x in zip(nus, lowest, strict=True)
+        ]
+        noise = [x if k == x.size else jnp.where(jnp.arange(x.size) < k, x, 0)
+                 for x, k in zip(wide, sizes, strict=True)]  # fmt: skip
+        to_noise = _ratio(_sums(_power, mus), _sums(jnp.sum, noise))
     if updates is not None:
-        sums["updates"] = _sums(_power, by_path(updates), nus)
+        u = _sums(_power, updates)
     if updates is not None and params is not None:
-        sums["params"] = _sums(_power, by_path(params), nus)
-    if gradients is not None:
-        sums["skipped"] = _sums(_skipped, by_path(gradients), nus)
-    size_of = bytes_by_leaf(state, nus)
-
-    def summary(at: Spectrum, n: Any, size: Any, **sums: Any) -> Values:
-        nu = at.quantiles(1 - wanted, n)
-        u, p = sums.get("updates"), sums.get("params")
-        ratio = None if p is None else _ratio(u, p)
-        return Values(
-            effective_rate=learning_rate_of(learning_rate)[..., None]
-            / (jnp.sqrt(nu + eps_root) + eps),
-            eps_dominates=at.below_eps / n,
-            at_lowest=at.lowest / n,
-            at_highest=at.highest / n,
-            state_bytes=size,
-            signal_to_noise=_ratio(sums["signal"], sums["noise"]) if mus else None,
-            update_rms=None if u is None else jnp.sqrt(u / n),
-            update_to_param=None if ratio is None else jnp.sqrt(ratio),
-            skipped=sums.get("skipped"),
-        )
-
-    total = {name: jnp.sum(each) for name, each in sums.items()}
-    everything = jnp.float32(sum(storage.sizes(state).values()))
+        p = _sums(_power, params)
+        lost = _sums(_lost, updates, params) / n
+    nu = at.quantiles(wanted, n)
+    rows = Values(
+        effective_rate=learning_rate / (jnp.sqrt(nu + eps_root) + eps),
+        eps_dominates=at.below_eps / n,
+        at_lowest=at.lowest / n,
+        at_highest=at.highest / n,
+        state_bytes=jnp.concatenate([state_bytes, all_bytes[None]]),
+        signal_to_noise=to_noise,
+        update_rms=None if u is None else jnp.sqrt(u / n),
+        update_to_param=None if u is None or p is None else jnp.sqrt(_to_params(u, p)),
+        lost=lost,
+        skipped=_sums(_skipped, seen["gradients"]) if "gradients" in seen else None,
+    )
     return Diagnostics(
-        leaves=summary(spectra, sizes, jnp.asarray(size_of, jnp.float32), **sums),
-        total=summary(spectra.merged(), jnp.sum(sizes), everything, **total),
+        leaves=jax.tree.map(lambda x: x[:-1], rows),
+        total=jax.tree.map(lambda x: x[-1], rows),
     )
 
 
@@ -172,23 +229,27 @@ def checked_quantiles(quantiles: Sequence[float]) -> jax.Array:
 
 
 def learning_rate_of(learning_rate: Any) -> jax.Array:
+    if jnp.ndim(learning_rate):
+        raise ValueError(
+            "`learning_rate` must be one number for the effective learning rates, got "
+            f"an array of shape {jnp.shape(learning_rate)}."
+        )
     return jnp.asarray(learning_rate).astype(jnp.float32)
 
 
-def _stacked(trees: list[Spectrum]) -> Spectrum:
-    if not trees:  # as of optax.tree_utils.tree_map_params, which asks for no leaves
-        empty = spectrum(jnp.zeros(0), 0, jnp.float32(0))
-        return jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), empty)
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+def _with_total(x: jax.Array) -> jax.Array:
+    return jnp.concatenate([x, jnp.sum(x, keepdims=True)])
 
 
-def _sums(of: Any, leaves: dict[str, Any], nus: dict[str, Any]) -> jax.Array:
-    """Returns the sum of each leaf that has a `nu`, by `of`; 0 of one that is None."""
+def _sums(of: Any, *leaves: list[Any]) -> jax.Array:
+    """Returns the sum of each leaf by `of`, 0 where one is None, and that of all."""
     sums = [
-        of(leaves[name]).astype(jnp.float32) if name in leaves else jnp.float32(0)
-        for name in nus
+        jnp.float32(0)
+        if any(x is None for x in each)
+        else of(*each).astype(jnp.float32)
+        for each in zip(*leaves, strict=True)
     ]
-    return jnp.stack(sums) if sums else jnp.zeros(0, jnp.float32)
+    return _with_total(jnp.stack(sums) if sums else jnp.zeros(0, jnp.float32))
 
 
 def _wide(x: Any) -> jax.Array:
@@ -203,19 +264,42 @@ def _squared(x: Any) -> jax.Array:
     return _leaves.square(_wide(x))
 
 
+def _lost(u: Any, p: Any) -> jax.Array:
+    """Counts where the update is not 0, but `optax.apply_updates` changes nothing."""
+    u, p = jnp.asarray(u), jnp.asarray(p)
+    dtype, kept = jnp.promote_types(u.dtype, p.dtype), jnp.finfo(p.dtype)
+    before = p.astype(dtype)
+    # XLA would leave out a conversion to the parameter's dtype and back.
+    rounded = partial(
+        jax.lax.reduce_precision, exponent_bits=kept.nexp, mantissa_bits=kept.nmant
+    )
+    after = _leaves.on_parts(rounded, before + u.astype(dtype))
+    return _count((u != 0) & (after == before))
+
+
 def _skipped(g: Any) -> jax.Array:
+    return _count(~jnp.isfinite(_squared(g)))
+
+
+def _count(true: jax.Array) -> jax.Array:
     """Counts in a reduction of two results: CPUs write what a single one shall sum."""
-    finite = jnp.isfinite(_squared(g))
-    both = [(~finite).astype(jnp.uint32), finite.astype(jnp.uint32)]
+    both = [true.astype(jnp.uint32), (~true).astype(jnp.uint32)]
 
     def added(a: Any, b: Any) -> list[jax.Array]:
         return [x + y for x, y in zip(a, b, strict=True)]
 
-    axes = tuple(range(finite.ndim))
-    not_finite, rest = jax.lax.reduce(both, [jnp.uint32(0)] * 2, added, axes)
-    return jnp.minimum(not_finite, finite.size - rest)  # or XLA drops the other one
+    axes = tuple(range(true.ndim))
+    count, rest = jax.lax.reduce(both, [jnp.uint32(0)] * 2, added, axes)
+    return jnp.minimum(count, true.size - rest)  # or XLA drops the other one
+
+
+def _to_params(u: jax.Array, p: jax.Array) -> jax.Array:
+    return _ratio(u, jnp.where(p == 0, u, p))
 
 
 def _ratio(above: Any, below: Any) -> jax.Array:
-    """Returns above / below, 0 where both are."""
-    return jnp.where(above == 0, 0, above / jnp.where(above == 0, 1, below))
+    """Returns above / below: 0 where both are, at most the largest number."""
+    limits = jnp.finfo(jnp.float32)
+    finite = jnp.minimum(above, limits.max)
+    least = jnp.maximum(finite / limits.max, limits.tiny)
+    return above / jnp.maximum(below, least)

@@ -60,7 +60,7 @@ def watch(
         `eps`, and may have `learning_rate` (otherwise 1; a number or a schedule) and
         `eps_in_sqrt` (otherwise True), which mean what they mean here.
       also: what to look at beside the state: "gradients" adds `skipped`, "updates" adds
-        `update_rms`, and "updates" with "params" `update_to_param`.
+        `update_rms`, and "updates" with "params" `update_to_param` and `lost`.
       quantiles: of the effective learning rates, numbers in [0, 1].
 
     Returns:

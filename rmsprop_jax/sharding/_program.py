@@ -140,7 +140,11 @@ class Program:
         if name == "optimization_barrier":
             arrays = jax.lax.optimization_barrier([_pieces.array_of(x) for x in values])
             return list(map(_pieces.with_array, values, arrays))
-        same_shape = all(v.aval.shape in ((), aval.shape) for v in eqn.invars)
+        same_shape = all(
+            v.aval.shape == aval.shape
+            or (v.aval.size == 1 and not isinstance(x, Piece))
+            for v, x in zip(eqn.invars, values, strict=True)
+        )
         if name in _operations.SAME_ON_EACH and same_shape:
             return [self.same_on_each(eqn, values, aval)]
         if name in _operations.SAME_ORDER and math.prod(aval.shape) == math.prod(
@@ -174,6 +178,11 @@ class Program:
         def bind(arrays: list[Any]) -> jax.Array:
             return _operations.bound(eqn, arrays)[0]
 
+        # Of the shape (1, 1), say, one number may stand for all elements, too.
+        values = [
+            x if v.aval.shape in ((), shape) else jnp.reshape(whole_of(x), ())
+            for x, v in zip(values, eqn.invars, strict=True)
+        ]
         places = _pieces.combined(name, values, bind)
         if places is not None:
             return places
