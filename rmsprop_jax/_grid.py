@@ -102,7 +102,7 @@ def step_to(
     enclose the target, is the target. For |u| up to a quarter of |p| they are the
     numbers around the target, which d leads to exactly. A larger d has numbers that lie
     too far apart for that, and the sum's own rounding moves it by up to half a spacing:
-    so the two lie about two spacings below and above u, and their sums are computed.
+    so the two lie some spacings below and above u, and their sums are computed.
 
     Args:
       p: numbers on the grid, as float32.
@@ -113,18 +113,19 @@ def step_to(
       grid: of p and d.
     """
     inner, outer = _around(target, grid)
-    reach = 2 * _most_spacing(jnp.maximum(jnp.abs(target), jnp.abs(u)), grid)
-    reach = jnp.where(target < 0, -reach, reach)
+    reach = _reach(u, target, grid)
     is_large = jnp.abs(u) > 0.25 * jnp.abs(p)
     near = jnp.where(is_large, _around(u - reach, grid)[0], inner - p)
     far = jnp.where(is_large, _around(u + reach, grid)[0], outer - p)
     first, last = nearest(p + near, grid), nearest(p + far, grid)
     goes_far = uniform(bits) * jnp.abs(last - first) < jnp.abs(target - first)
-    # Next to the largest number the sum farther from zero, or d itself, is beyond it.
-    if not _is_bfloat16(grid):  # whose sum is infinite then, and never drawn
+    # Next to the largest number one of the sums, or d itself, may be beyond it. In
+    # bfloat16 it is the far one, which is infinite then and not drawn.
+    if not _is_bfloat16(grid):
         goes_far &= jnp.abs(last) <= grid.largest
     d = jnp.where(goes_far, far, near)
-    d = jnp.clip(d, -grid.largest, grid.largest)
+    if not _is_bfloat16(grid):
+        d = jnp.clip(d, -grid.largest, grid.largest)
     return jnp.where(jnp.abs(target) <= grid.largest, d, u)
 
 
@@ -140,11 +141,16 @@ def _around(x: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
     return inner, inner + jnp.where(x < 0, -step, step)
 
 
-def _most_spacing(x: jax.Array, grid: Grid) -> jax.Array:
-    """Returns at least the spacing at x, which is positive, and less than twice it."""
+def _reach(u: jax.Array, target: jax.Array, grid: Grid) -> jax.Array:
+    """Returns more than the spacings at u and at the target together.
+
+    Where |u| > |p| / 4 the target is less than 5 |u|, so that in bfloat16 they are less
+    than 6 |u| / 128.
+    """
     if _is_bfloat16(grid):  # in one instruction
-        return x * jnp.float32(2.0**-grid.mantissa)
-    return spacing(x, grid)[0]
+        return u * jnp.float32(2.0**-4)
+    most = 2 * spacing(jnp.maximum(jnp.abs(target), jnp.abs(u)), grid)[0]
+    return jnp.where(target < 0, -most, most)
 
 
 def _is_bfloat16(grid: Grid) -> bool:
