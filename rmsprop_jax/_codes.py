@@ -163,16 +163,12 @@ def nearest(value: Any, form: Format) -> jax.Array:
     return encoded(value, jnp.uint32(1 << (shift(form.dtype) - 1)), form)
 
 
-def encoded(value: jax.Array, below: Any, form: Format, old: Any = None) -> jax.Array:
-    """Returns the code of a float32, with `below` added under the bits that it keeps.
-
-    NaN, which one byte has no code for, leaves `old`, an int32 code.
-    """
+def encoded(value: jax.Array, below: Any, form: Format) -> jax.Array:
+    """Returns the code of a float32, with `below` added under the bits it keeps."""
     pattern = jax.lax.bitcast_convert_type(value, jnp.uint32) + below
     code = (pattern >> shift(form.dtype)).astype(jnp.int32)
     if _is_byte(form):
         code -= 4 * (form.lowest + _BIAS)
-        code = code if old is None else jnp.where(jnp.isnan(value), old, code)
     return jax.lax.platform_dependent(
         code,
         tpu=partial(_narrowed_as_float, form.dtype),
@@ -180,16 +176,12 @@ def encoded(value: jax.Array, below: Any, form: Format, old: Any = None) -> jax.
     )
 
 
-def in_range(code: jax.Array, lowest: Any, form: Format) -> jax.Array:
-    """Returns codes of one byte, written from 2^`lowest` on, in a form's, as int32."""
-    return code.astype(jnp.int32) + 4 * (lowest - form.lowest)
-
-
 def moved(stored: jax.Array, lowest: Any, form: Format) -> jax.Array:
     """Returns codes of one byte, written from 2^`lowest` on, in another range."""
     if stored.dtype != jnp.uint8:  # the buffer of an integer leaf
         return stored
-    return _narrowed(stored.dtype, in_range(stored, lowest, form))
+    code = stored.astype(jnp.int32) + 4 * (lowest - form.lowest)
+    return _narrowed(stored.dtype, code)
 
 
 def shift(dtype: Any) -> int:

@@ -58,7 +58,7 @@ def spacing(x: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
 
 def nearest(x: jax.Array, grid: Grid) -> jax.Array:
     """Returns the number next to x, the even one of two, as addition rounds."""
-    if grid.mantissa == 7 and grid.largest > 1e38:  # bfloat16, in one instruction
+    if _is_bfloat16(grid):  # in one instruction
         return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
     step, per_step = spacing(x, grid)
     return jnp.round(x * per_step) * step
@@ -98,11 +98,11 @@ def step_to(
 ) -> jax.Array:
     """Returns a d on the grid for which the mean of p + d, rounded, is `target`.
 
-    It is one of two. From the numbers around the target, below and above, come the d
-    that lead there; where their own rounding misses and p + d is on the wrong side,
-    the next d is on the right one. So the two sums enclose the target, and which one it
-    is is drawn such that their mean is the target. For |target - p| up to a tenth of
-    |p| the two are the target's neighbours.
+    It is one of two, and which one is drawn such that the mean of the two sums, which
+    enclose the target, is the target. For |u| up to a quarter of |p| they are the
+    numbers around the target, which d leads to exactly. A larger d has numbers that lie
+    too far apart for that, and the sum's own rounding moves it by up to half a spacing:
+    so the two lie some spacings below and above u, and their sums are computed.
 
     Args:
       p: numbers on the grid, as float32.
@@ -112,18 +112,49 @@ def step_to(
       bits: random, uint32.
       grid: of p and d.
     """
-    step, per_step = spacing(target, grid)
-    scaled = target * per_step
-    low = nearest(jnp.floor(scaled) * step - p, grid)
-    high = nearest(jnp.ceil(scaled) * step - p, grid)
-    low -= jnp.where(nearest(p + low, grid) > target, spacing(low, grid)[0], 0)
-    high += jnp.where(nearest(p + high, grid) < target, spacing(high, grid)[0], 0)
-    first, last = nearest(p + low, grid), nearest(p + high, grid)
-    d = jnp.where(uniform(bits) * (last - first) < target - first, high, low)
-    # Next to the largest number one of the two sums, or d itself, may be beyond it.
-    d = jnp.where(last > grid.largest, low, jnp.where(first < -grid.largest, high, d))
-    d = jnp.clip(d, -grid.largest, grid.largest)
+    inner, outer = _around(target, grid)
+    reach = _reach(u, target, grid)
+    is_large = jnp.abs(u) > 0.25 * jnp.abs(p)
+    near = jnp.where(is_large, _around(u - reach, grid)[0], inner - p)
+    far = jnp.where(is_large, _around(u + reach, grid)[0], outer - p)
+    first, last = nearest(p + near, grid), nearest(p + far, grid)
+    goes_far = uniform(bits) * jnp.abs(last - first) < jnp.abs(target - first)
+    # Next to the largest number one of the sums, or d itself, may be beyond it. In
+    # bfloat16 it is the far one, which is infinite then and not drawn.
+    if not _is_bfloat16(grid):
+        goes_far &= jnp.abs(last) <= grid.largest
+    d = jnp.where(goes_far, far, near)
+    if not _is_bfloat16(grid):
+        d = jnp.clip(d, -grid.largest, grid.largest)
     return jnp.where(jnp.abs(target) <= grid.largest, d, u)
+
+
+def _around(x: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
+    """Returns the numbers around x, the one towards zero first, which may be x."""
+    if _is_bfloat16(grid):  # the top of float32's pattern
+        pattern = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0xFFFF0000)
+        both = pattern, pattern + jnp.uint32(0x10000)
+        inner, outer = (jax.lax.bitcast_convert_type(b, jnp.float32) for b in both)
+        return inner, outer
+    step, per_step = spacing(x, grid)
+    inner = jnp.trunc(x * per_step) * step
+    return inner, inner + jnp.where(x < 0, -step, step)
+
+
+def _reach(u: jax.Array, target: jax.Array, grid: Grid) -> jax.Array:
+    """Returns more than the spacings at u and at the target together.
+
+    Where |u| > |p| / 4 the target is less than 5 |u|, so that in bfloat16 they are less
+    than 6 |u| / 128.
+    """
+    if _is_bfloat16(grid):  # in one instruction
+        return u * jnp.float32(2.0**-4)
+    most = 2 * spacing(jnp.maximum(jnp.abs(target), jnp.abs(u)), grid)[0]
+    return jnp.where(target < 0, -most, most)
+
+
+def _is_bfloat16(grid: Grid) -> bool:
+    return grid.mantissa == 7 and grid.largest > 1e38
 
 
 def weight(p: jax.Array, remainder: jax.Array, grid: Grid) -> jax.Array:

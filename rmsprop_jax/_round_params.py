@@ -47,8 +47,8 @@ def round_params(
     without an error. Where the state is seen as a whole, in `merge`, that is an error.
 
     Its updates have the parameters' dtype, so that `optax.apply_updates`,
-    `equinox.apply_updates` and ``p + u`` do the same: up to |u| = |p| / 10 the sum is
-    exactly one of the two neighbours of the target, beyond that it may be one further
+    `equinox.apply_updates` and ``p + u`` do the same: up to |u| = |p| / 4 the sum is
+    exactly one of the two neighbours of the target, beyond that it may be some numbers
     away, and always its mean is the target. Parameters of 32 bits and more pass.
 
     With ``form="remainder"`` the parameters are rounded to nearest, and what they lose

@@ -124,9 +124,10 @@ def write(
         value = value.astype(jnp.float32)
         form = form._replace(dtype=stored.dtype)
         below = bits(value) >> (32 - _codes.shift(stored.dtype))
-        lowest = form.lowest if lowest is None else lowest
-        old = _codes.in_range(stored, lowest, form)
-        return _codes.encoded(value, below, form, old)
+        if stored.dtype == jnp.uint8:  # which has no code for NaN
+            old = _codes.values(stored, form.lowest if lowest is None else lowest)
+            value = jnp.where(jnp.isnan(value), old, value)
+        return _codes.encoded(value, below, form)
     if stored.dtype == jnp.bfloat16:
         return _grid.to_bfloat16(value.astype(jnp.float32), bits(value))
     raise AssertionError(stored.dtype)  # `as_format` accepts no others

@@ -45,7 +45,7 @@ def moved(tx, params, u, draws, apply):
 
 
 # Of the size of the parameter.
-@pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-2, 0.1, 0.4, 1.0, 3.0, 1e3])
+@pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-2, 0.1, 0.25, 0.4, 1.0, 1e3])
 @pytest.mark.parametrize("dtype", NARROW)
 def test_the_mean_is_the_target_and_small_updates_land_next_to_it(dtype, size):
     draws, size_of = 2048, 128
@@ -67,7 +67,7 @@ def test_the_mean_is_the_target_and_small_updates_land_next_to_it(dtype, size):
     rows = found["optax"]
     grid = _grid.grid_of(jnp.dtype(dtype))
     spacing = np.asarray(_grid.spacing(jnp.asarray(target), grid)[0], np.float64)
-    if size <= 0.1:
+    if size <= 0.25:
         assert (np.abs(rows - target) < spacing).all()
     # At most two values, of which one may be too rare to be seen.
     low, high = rows.min(0), rows.max(0)
