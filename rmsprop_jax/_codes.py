@@ -40,7 +40,7 @@ def decode(tree: Any, nu_dtype: Any = None) -> Any:
       >>> tx = rmsprop(0.1, initial_scale=0.01, nu_dtype=storage.uint8(1e-20))
       >>> state = tx.init({"w": jnp.ones(2)})
       >>> state[0].nu["w"], storage.decode(state)[0].nu["w"]
-      (Array([243, 243], dtype=uint8), Array([0.01025391, 0.01025391], dtype=float32))
+      (Array([241, 241], dtype=uint8), Array([0.00976562, 0.00976562], dtype=float32))
     """
     form = _format.as_format("nu_dtype", nu_dtype, unsigned=True)
 
