@@ -166,11 +166,6 @@ def at_least(least: Any, x: jax.Array) -> jax.Array:
     return jnp.where(x < least, least, x)
 
 
-def at_most(most: Any, x: jax.Array) -> jax.Array:
-    """jnp.minimum, in the same way."""
-    return jnp.where(x > most, most, x)
-
-
 def name_of(path: Any) -> tuple[str, ...]:
     """Returns a path in words; the `value` of an NNX variable is not part of it."""
     name = [

@@ -135,11 +135,6 @@ def round_params(
     return optax.GradientTransformation(placed(init), update)
 
 
-def is_rounded(p: Any) -> bool:
-    """Whether `round_params` rounds a parameter: one of 16 or 8 bits."""
-    return _grid.grid_of(jnp.result_type(p)) is not None
-
-
 def grid_of(path: Any, p: Any) -> _grid.Grid | None:
     """Returns the grid of a narrow parameter, None for a wide one."""
     dtype = jnp.result_type(p)

@@ -306,10 +306,6 @@ def _waiting(slots: Mapping[str, Slots]) -> tuple[str, ...]:
     )
 
 
-def _starts(numbers: Numbers, names: Collection[str]) -> set[int]:
-    return {numbers.parts[name].start for name in names}
-
-
 def _is_whole(origin: Origin, numbers: Numbers) -> bool:
     names = numbers.names(origin)
     sizes = [int(np.prod(numbers.arrays[name].shape)) for name in names]
