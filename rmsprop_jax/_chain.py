@@ -43,9 +43,8 @@ def scale(name: str, rate: Any, sign: int) -> optax.GradientTransformation:
 def _times(name: str, sign: int, rate: Any, updates: optax.Updates) -> optax.Updates:
     if jnp.issubdtype(getattr(rate, "dtype", float), jnp.unsignedinteger):
         rate = rate.astype(float)  # these have no sign
-    if jnp.ndim(rate):
-        for path, u in jax.tree_util.tree_leaves_with_path(updates):
-            _matching.fits(path, u, name, rate)
+    for path, u in jax.tree_util.tree_leaves_with_path(updates):
+        _matching.fits(path, u, name, rate)
     rates = cache(partial(jnp.asarray, sign * rate))
     return jax.tree.map(lambda u: rates(u.dtype) * u, updates)
 

@@ -166,6 +166,8 @@ def fits(path: Any, leaf: Any, name: str, *numbers: Any) -> None:
     """Raises if a hyperparameter is an array that does not broadcast to a leaf."""
     for number in numbers:
         shape = () if number is None else jnp.shape(number)
+        if not shape:
+            continue
         try:
             fitting = jnp.broadcast_shapes(shape, leaf.shape) == leaf.shape
         except ValueError:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
@@ -76,9 +75,8 @@ def rms(
 
     def init(params: optax.Params) -> Any:
         _matching.array_leaves("params", params)
-        if np.ndim(initial_scale):
-            for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-                _matching.fits(path, leaf, "initial_scale", initial_scale)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            _matching.fits(path, leaf, "initial_scale", initial_scale)
         full = partial(storage.full, value=initial_scale, form=forms[0], real=True)
         nu = jax.tree.map(full, params)
         if not counts:
@@ -110,10 +108,9 @@ def rms(
             real = _leaves.arithmetic_dtype(g, nu)
             wide = _leaves.update_dtype(path, g, p, nu if nu_dtype is None else g)
             coefficients = numbers(real)
-            if any(np.ndim(x) for x in coefficients if x is not None):
-                keep, take, _, *added = coefficients
-                _matching.fits(path, g, "decay", keep, take)
-                _matching.fits(path, g, "eps", *added)
+            keep, take, _, *added = coefficients
+            _matching.fits(path, g, "decay", keep, take)
+            _matching.fits(path, g, "eps", *added)
             if mu is not None:
                 _leaves.same_kind(path, "gradient", g, "mu", mu)
             bits = source and (source(path, "nu", nu), source(path, "mu", mu))
