@@ -58,18 +58,19 @@ def state_of(function: str, state: Any, kind: type) -> None:
 
 def wrong_state(function: str, state: Any, kind: type) -> TypeError:
     """Returns the error for a state of another class."""
-
-    def named(kind: type) -> str:  # as it is imported
-        return f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}"
-
     return TypeError(
-        f"The state of `{function}` must be of the class {named(kind)}, got "
-        f"{named(type(state))}: it comes from another transformation, or with other "
-        "options (`momentum`, `centered`, `bias_correction`, `nu_dtype` or a schedule "
-        "of `decay`). Use the state that this one's `init` returns; to go on with the "
-        "other one, `rmsprop_jax.convert.migrate(state, tx, params, ...)` makes a "
-        "state of it."
+        f"The state of `{function}` must be of the class {class_name(kind)}, got "
+        f"{class_name(type(state))}: it comes from another transformation, or with "
+        "other options (`momentum`, `centered`, `bias_correction`, `nu_dtype` or a "
+        "schedule of `decay`). Use the state that this one's `init` returns; to go on "
+        "with the other one, `rmsprop_jax.convert.migrate(state, tx, params, ...)` "
+        "makes a state of it."
     )
+
+
+def class_name(kind: type) -> str:
+    """Returns a class by its package and name; modules in between may be renamed."""
+    return f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}"
 
 
 def wrong_centring(centered: bool) -> ValueError:

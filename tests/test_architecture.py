@@ -158,7 +158,7 @@ MAP = {
     "checkpoint._digests": set(),
     "checkpoint._leaves": {"_leaves"},
     "checkpoint._first_version": {"_leaves"},
-    "checkpoint._manifest": {"__version__", "_leaves"},
+    "checkpoint._manifest": {"__version__", "_leaves", "_matching"},
     "checkpoint._reading": {"_digests", "_first_version", "_leaves", "_manifest"},
     "checkpoint._writing": {"_digests", "_manifest", "_reading"},
     "checkpoint._arguments": set(),

@@ -20,6 +20,7 @@ import numpy as np
 
 from .. import __version__
 from .._leaves import name_of
+from .._matching import class_name
 from ._leaves import Name, is_key, key_implementation
 
 NAME = "manifest.json"
@@ -54,7 +55,7 @@ def of(step: int, leaves: Mapping[Name, Any], opt_state: Any) -> dict[str, Any]:
             for name, leaf in leaves.items()
         },
         "elements": {
-            ".".join(name): {"class": _class_of(node), **_told(node)}
+            ".".join(name): {"class": class_name(type(node)), **_told(node)}
             for name, node in _elements(opt_state)
         },
     }
@@ -98,7 +99,7 @@ def differences(
     saved = manifest["leaves"]
     words = []
     for name, node in _elements(opt_state):
-        old, new = manifest["elements"].get(".".join(name)), _class_of(node)
+        old, new = manifest["elements"].get(".".join(name)), class_name(type(node))
         if old is not None and old["class"] != new and jax.tree.leaves(node):
             words.append(
                 f"{'.'.join(name)} was saved as {old['class']}, expected is {new}"
@@ -130,12 +131,6 @@ def _elements(tree: Any, name: Name = ("opt_state",)) -> Iterator[tuple[Name, An
     for path, child in children:
         if path:
             yield from _elements(child, (*name, *name_of(path)))
-
-
-def _class_of(node: Any) -> str:
-    """Returns a class by its package and name; modules in between may be renamed."""
-    kind = type(node)
-    return f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}"
 
 
 def _told(node: Any) -> dict[str, Any]:
