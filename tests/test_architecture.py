@@ -135,7 +135,7 @@ MAP = {
     "convert._restored": {"_leaves", "_record", "_rms"},
     "convert._elements": {"_leaves", "_record"},
     "convert._memory": {"_elements"},
-    "convert._adam": {"_elements", "_record"},
+    "convert._adam": {"_record"},
     "convert._migrate": {
         "_adam",
         "_checks",

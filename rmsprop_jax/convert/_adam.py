@@ -12,8 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from ._elements import placed
-from ._record import debiasing
+from ._record import debiasing, placed
 
 
 def is_adam(node: Any) -> bool:

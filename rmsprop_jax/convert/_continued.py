@@ -13,9 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ._record import STATES, Group, Record, arguments_of, maker, names_of, path_name
+from ._record import (
+    ACCUMULATING,
+    STATES,
+    Group,
+    Record,
+    arguments_of,
+    maker,
+    names_of,
+    path_name,
+)
 
-_KINDS: Any = (*STATES, optax.TraceState)
 # What goes by whole parameters, so that a sum or a part of them changes it.
 _WHOLE = {
     "clipnorm": "clips by the norm of whole parameters",
@@ -120,7 +128,7 @@ def _wrapped(
                 name = path_name(path[1:])  # without the field's name
                 return jnp.where(begun[name], leaf, before) if name in begun else leaf
 
-            if not isinstance(new, _KINDS):
+            if not isinstance(new, ACCUMULATING):
                 return new
             return jax.tree_util.tree_map_with_path(chosen, new, old)
 
@@ -137,4 +145,4 @@ def _averages(state: Any) -> list[Any]:
 
 
 def _is_kind(node: Any) -> bool:
-    return isinstance(node, _KINDS)
+    return isinstance(node, ACCUMULATING)

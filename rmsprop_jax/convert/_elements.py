@@ -5,16 +5,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from .. import _leaves
-from ._record import STATES, path_name
+from ._record import ACCUMULATING, is_kind, path_name, placed
 
 Name = tuple[str, ...]
-
-KINDS: Any = (*STATES, optax.TraceState, optax.ScaleByScheduleState)
 
 # Words of a path that only say where in a chain or a wrapper something stands.
 _PLACES = ("inner_state", "inner_opt_state", "inner_states")
@@ -25,11 +21,6 @@ _STARTS = (
     "mini_step", "acc_grads", "skip_state",
 )  # fmt: skip
 _OF_LAST_STEP = ("diagnostics", "skip_state")
-
-
-def is_kind(node: Any) -> bool:
-    """Whether a node is a state of RMSProp, its momentum or a schedule."""
-    return isinstance(node, KINDS)
 
 
 def nodes(state: Any) -> Iterator[tuple[str, Any]]:
@@ -180,19 +171,11 @@ def _name(path: Any) -> Name:
     return (*words, *labels) or ("",)
 
 
-def placed(value: Any, leaf: Any) -> Any:
-    """Returns a value with the dtype and the sharding of a leaf that it replaces."""
-    if not (isinstance(value, jax.Array) and value.dtype == leaf.dtype):
-        value = jnp.asarray(np.asarray(value).astype(leaf.dtype))
-    is_placed = getattr(leaf, "committed", False)
-    return jax.device_put(value, leaf.sharding) if is_placed else value
-
-
 def map_accumulators(function: Callable[[str, Any], Any], state: Any) -> Any:
     """Returns a state with function(name, leaf) of each accumulator of a parameter."""
 
     def mapped(node: Any) -> Any:
-        if not isinstance(node, (*STATES, optax.TraceState)):
+        if not isinstance(node, ACCUMULATING):
             return node
         fields = [field for field in ("nu", "mu", "trace") if field in node._fields]
         return node._replace(

@@ -26,7 +26,9 @@ _OPTAX_STATES: Any = tuple(
 )
 STATES = (RmsState, *_OPTAX_STATES)
 _WIDE = storage.Format()
-_KINDS: Any = (RmsState, optax.TraceState, *_OPTAX_STATES)
+# What has accumulators of parameters, and what else RMSProp's chain keeps.
+ACCUMULATING: Any = (*STATES, optax.TraceState)
+KINDS: Any = (*ACCUMULATING, optax.ScaleByScheduleState)
 
 
 class Slots(NamedTuple):
@@ -193,7 +195,7 @@ def fill(state: Any, record: Record) -> Any:
     def filled(node: Any) -> Any:
         if isinstance(node, optax.ScaleByScheduleState):
             return node._replace(count=_like(record.step or 0, node.count))
-        if not isinstance(node, _KINDS):
+        if not isinstance(node, ACCUMULATING):
             return node
         form = _form_of(node)
 
@@ -230,8 +232,12 @@ def fill(state: Any, record: Record) -> Any:
             changes["count"] = _like(record.step or 0, node.count)
         return node._replace(**changes)
 
-    kinds: Any = (*_KINDS, optax.ScaleByScheduleState)
-    return jax.tree.map(filled, state, is_leaf=lambda x: isinstance(x, kinds))
+    return jax.tree.map(filled, state, is_leaf=is_kind)
+
+
+def is_kind(node: Any) -> bool:
+    """Whether a node is a state of RMSProp, its momentum or a schedule."""
+    return isinstance(node, KINDS)
 
 
 def drain(state: Any, dialect: str, groups: tuple[Group, ...]) -> Record:
@@ -240,9 +246,7 @@ def drain(state: Any, dialect: str, groups: tuple[Group, ...]) -> Record:
     Raises:
       ValueError: if a parameter of the groups has no accumulator in the state.
     """
-    kinds: Any = (*_KINDS, optax.ScaleByScheduleState)
-    nodes: list[Any] = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kinds))
-    nodes = [node for node in nodes if isinstance(node, kinds)]
+    nodes = [x for x in jax.tree.leaves(state, is_leaf=is_kind) if is_kind(x)]
     counts = [int(node.count) for node in nodes if "count" in node._fields]
     step = max(counts, default=None)
     found: dict[str, Slots] = {}
@@ -360,11 +364,16 @@ def _value(stored: Any, form: storage.Format = _WIDE) -> np.ndarray:
 
 
 def _like(value: Any, leaf: Any, form: storage.Format = _WIDE) -> Any:
+    """Returns a value in the form of a leaf that it replaces, where that is."""
+    if leaf.dtype.itemsize <= 2:
+        value = storage.nearest(value, leaf, form)
+    return placed(value, leaf)
+
+
+def placed(value: Any, leaf: Any) -> Any:
     """Returns a value with the dtype and the sharding of a leaf that it replaces."""
-    if leaf.dtype.itemsize > 2:  # in NumPy, which has float64 always
-        array: Any = jnp.asarray(np.asarray(value).astype(leaf.dtype))
-    else:
-        array = storage.nearest(value, leaf, form)
-    if getattr(leaf, "committed", False):
-        return jax.device_put(array, leaf.sharding)
-    return array
+    if not (isinstance(value, jax.Array) and value.dtype == leaf.dtype):
+        # In NumPy, which has float64 always.
+        value = jnp.asarray(np.asarray(value).astype(leaf.dtype))
+    is_placed = getattr(leaf, "committed", False)
+    return jax.device_put(value, leaf.sharding) if is_placed else value
