@@ -5,7 +5,7 @@ parameter p on it, an update d is chosen among these numbers too, for whoever co
 p + d rounds that sum to nearest.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -88,8 +88,7 @@ def to_bfloat16(value: jax.Array, bits: jax.Array) -> jax.Array:
 
 def to_float16(value: jax.Array, bits: jax.Array) -> jax.Array:
     """Rounds float32 to float16 without bias, subnormal numbers included."""
-    grid = Grid(mantissa=10, lowest=-14, largest=65504.0)
-    kept = stochastic(value, bits, grid)
+    kept = stochastic(value, bits, cast(Grid, grid_of(jnp.float16)))
     return jnp.where(jnp.isfinite(value), kept, value).astype(jnp.float16)
 
 

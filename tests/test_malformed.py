@@ -68,12 +68,17 @@ def told(name, call, kind=(TypeError, ValueError, NotImplementedError)):
     return f"silent: {found!r:.60}"
 
 
+def called(value, factory):
+    """A factory, its parameters, and the arguments that it must get, all `value`."""
+    parameters = inspect.signature(factory).parameters
+    needed = {p.name: value for p in parameters.values() if p.default is p.empty}
+    return factory, parameters, needed
+
+
 @pytest.mark.filterwarnings("ignore:bitsandbytes")
 @pytest.mark.parametrize("dialect", FACTORIES)
 def test_every_argument_in_the_words_of_its_dialect(dialect):
-    factory = FACTORIES[dialect]
-    parameters = inspect.signature(factory).parameters
-    needed = {p.name: 0.1 for p in parameters.values() if p.default is p.empty}
+    factory, parameters, needed = called(0.1, FACTORIES[dialect])
     wrong, tried = {}, 0
     for name, parameter in parameters.items():
         beside = BESIDE.get(name, {})
@@ -98,9 +103,7 @@ INTEGERS = (np.int8, np.uint8, np.int64, jnp.int32, jnp.uint8)
 @pytest.mark.filterwarnings("ignore:bitsandbytes")
 @pytest.mark.parametrize("dialect", FACTORIES)
 def test_scalars_of_numpy_and_jax_are_numbers(dialect):
-    factory = FACTORIES[dialect]
-    parameters = inspect.signature(factory).parameters
-    needed = {p.name: 0.125 for p in parameters.values() if p.default is p.empty}
+    factory, parameters, needed = called(0.125, FACTORIES[dialect])
     x = jnp.ones(2)
 
     def step(**call):

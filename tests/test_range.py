@@ -20,7 +20,7 @@ from rmsprop_jax import (
     storage,
 )
 from rmsprop_jax.checkpoint import Checkpoints
-from tests.table import assert_close, rms_of
+from table import assert_close, rms_of
 
 pytestmark = pytest.mark.optimized
 

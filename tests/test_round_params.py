@@ -34,6 +34,16 @@ def parameters(dtype, size):
     return jnp.where(p == 0, jnp.ones_like(p), p)
 
 
+def with_updates(dtype, size, relative):
+    """Parameters, the same in float32, and updates of `relative` their size."""
+    p = parameters(dtype, size)
+    wide = np.asarray(p, np.float32)
+    signs = np.random.default_rng(1).uniform(-1, 1, size).astype(np.float32)
+    u = np.float32(relative) * signs * np.abs(wide)
+    largest = float(jnp.finfo(dtype).max) * 0.9
+    return p, wide, np.where(np.abs(u) > largest / 2, np.float32(0.25) * wide, u)
+
+
 def moved(tx, params, u, draws, apply):
     """Parameters after one update each, in `draws` equal rows, and the state."""
     rows = jnp.broadcast_to(params, (draws, *params.shape))
@@ -49,12 +59,7 @@ def moved(tx, params, u, draws, apply):
 @pytest.mark.parametrize("dtype", NARROW)
 def test_the_mean_is_the_target_and_small_updates_land_next_to_it(dtype, size):
     draws, size_of = 2048, 128
-    p = parameters(dtype, size_of)
-    wide = np.asarray(p, np.float32)
-    signs = np.random.default_rng(1).uniform(-1, 1, size_of).astype(np.float32)
-    u = np.float32(size) * signs * np.abs(wide)
-    largest = float(jnp.finfo(dtype).max) * 0.9
-    u = np.where(np.abs(u) > largest / 2, np.float32(0.25) * wide, u)
+    p, wide, u = with_updates(dtype, size_of, size)
     target = wide + u
     found = {
         name: np.asarray(
@@ -87,12 +92,7 @@ def test_the_mean_is_the_target_and_small_updates_land_next_to_it(dtype, size):
 @pytest.mark.parametrize("dtype", NARROW)
 def test_parameter_and_remainder_together_are_the_target(dtype, size):
     draws, size_of = 512, 128
-    p = parameters(dtype, size_of)
-    wide = np.asarray(p, np.float32)
-    signs = np.random.default_rng(1).uniform(-1, 1, size_of).astype(np.float32)
-    u = np.float32(size) * signs * np.abs(wide)
-    largest = float(jnp.finfo(dtype).max) * 0.9
-    u = np.where(np.abs(u) > largest / 2, np.float32(0.25) * wide, u)
+    p, wide, u = with_updates(dtype, size_of, size)
     tx = rounding.round_params(form="remainder")
     grid = _grid.grid_of(jnp.dtype(dtype))
     for apply in APPLY.values():
