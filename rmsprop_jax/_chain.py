@@ -128,9 +128,9 @@ def _accumulate(
     return storage.tied(plus(buffer) if nesterov else buffer, written), written
 
 
-# As in `_rms`: rounding is traced once for each shape.
+# As in `_rms`: rounding is lowered once for each shape, all else is too short.
 _accumulate_shared = jax.jit(_accumulate, static_argnames="nesterov")
-_accumulate_inlined = _leaves.inlined(_accumulate, ("nesterov",))
+_accumulate_inlined = jax.jit(_accumulate, static_argnames="nesterov", inline=True)
 
 
 def cautious(

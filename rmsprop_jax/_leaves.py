@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 
 from . import _matching
 
@@ -192,27 +191,6 @@ def square(x: jax.Array) -> jax.Array:
     if jnp.iscomplexobj(x):
         return lax.square(x.real) + lax.square(x.imag)
     return lax.square(x)
-
-
-def inlined(function: Callable[..., Any], static: tuple[str, ...]) -> Any:
-    """Returns a function of a leaf that is compiled where nothing traces it.
-
-    In a trace the first leaf of a shape is traced as it comes, and only the others take
-    what `jax.jit` keeps of it: for leaves that all differ, keeping takes longer (2.6
-    times Optax's time to trace), and for leaves that are alike it saves a third.
-    """
-    compiled = jax.jit(function, static_argnames=static, inline=True)
-    known: set[Any] = set()
-
-    def run(numbers: Any, bits: Any, leaf: Any, *others: Any, **options: Any) -> Any:
-        like = (leaf.shape, leaf.dtype)
-        keeps = like in known or not isinstance(leaf, Tracer)
-        known.add(like)
-        return (compiled if keeps else function)(
-            numbers, bits, leaf, *others, **options
-        )
-
-    return run
 
 
 def each(

@@ -188,9 +188,10 @@ def _update_leaf(
 
 
 _STATIC = ("dtype", "forms", "skip_nonfinite", "may_be_zero")
-# Rounding is long: it is traced and lowered once for all leaves of a shape.
+# Rounding is long: it is traced and lowered once for all leaves of a shape. All else is
+# so short that a function of its own costs more; without a trace it is compiled, too.
 _shared = jax.jit(_update_leaf, static_argnames=_STATIC)
-_inlined = _leaves.inlined(_update_leaf, _STATIC)
+_inlined = jax.jit(_update_leaf, static_argnames=_STATIC, inline=True)
 
 
 def _recursion(
@@ -209,7 +210,8 @@ def _recursion(
     known = jnp.isfinite(square) if skip_nonfinite else None
 
     if mu is None:
-        new_nu = keep * nu + take * square
+        # jnp's sum would be a trace of its own for each shape.
+        new_nu = lax.add(keep * nu, take * square)
     else:
         # g_t - mu_t is what the mean left of delta_t (rho delta_t): nu is not negative.
         # Not infinite, because rho may be 0; the floor is, where it matters.
