@@ -40,7 +40,7 @@ def hard(name: str, setting: str) -> bool:
         return drift.changing(name, setting)
     if name == noise.HEAVY:
         return setting != "normal"
-    return int(setting) <= 4
+    return int(name.split()[-1]) <= 4
 
 
 def judge(found: Mapping[str, Sweep]) -> list[Statement]:
