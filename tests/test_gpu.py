@@ -62,11 +62,12 @@ def test_the_update_is_one_kernel_that_touches_every_byte_once(gpu):
             size = jnp.dtype(dtype).itemsize
             held = 2**28 * (expected[name] + size) / 2
             assert found["bytes_per_device"] == pytest.approx(held, rel=1e-3)
-            # For all leaves together. Codes of one byte have two more, of 4 bytes
-            # each: one makes their offset of the range, one writes the new range.
+            # For all leaves together: 3 on one H100, 4 on an A100, a B200 and several.
+            # Codes of one byte have two more, of 4 bytes each: one makes their offset
+            # of the range, one writes the new range.
             is_byte = name in ("ours-uint8", "ours-momentum-narrow",
                                "ours-centered-narrow")  # fmt: skip
-            assert found["small_kernels"] <= (7 if is_byte else 3)
+            assert found["small_kernels"] <= (7 if is_byte else 4)
 
 
 @compiles
