@@ -257,7 +257,7 @@ def test_processes_of_8_then_2_then_1_device(tmp_path):
     _, alone, _ = child(tmp_path / "alone", 1, 9)
     # XLA's root may differ in the last bit from layout to layout.
     params = [np.frombuffer(state[0], np.float32) for state in (of_1, alone)]
-    np.testing.assert_allclose(*params, rtol=1e-5)
+    np.testing.assert_allclose(*params, rtol=1e-5, atol=1e-7)
 
 
 # What was saved; what is wanted; what the error says of it.

@@ -111,8 +111,11 @@ def test_it_is_the_update_of_one_device_bit_for_bit(name, sizes):
         jax.tree.leaves(expected),
         strict=True,
     ):
-        bit_for_bit = exact or (averages and "trace" not in str(path))
-        check({} if bit_for_bit else about, whole(leaf, like), like)
+        if exact or (averages and not re.search("trace|remainder", str(path))):
+            tolerance = {}
+        else:  # A remainder counts 254ths of its parameter's spacing.
+            tolerance = {"atol": 1} if "remainder" in str(path) else about
+        check(tolerance, whole(leaf, like), like)
 
 
 @pytest.mark.parametrize("sizes", [(8,), (2, 4)], ids=str)
