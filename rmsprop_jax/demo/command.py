@@ -20,7 +20,7 @@ BF16 = "bf16"
 FILES: tuple[str, ...] = ("curves.png", "bf16.png", "results.json")
 """What a run of all tasks writes into its folder."""
 
-EXTRA = ("matplotlib", "orbax", "rich", "scipy", "sklearn")
+EXTRA = ("matplotlib", "mnist1d", "orbax", "rich", "scipy", "sklearn")
 """The packages that only `pip install 'rmsprop-jax[demo]'` brings."""
 
 DESCRIPTION = """\
