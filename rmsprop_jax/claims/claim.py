@@ -24,15 +24,17 @@ class Claim:
       draw: likewise, on an empty figure.
       summary: likewise, to what goes into the JSON, with `notes`.
       size: of the picture, in inches.
+      resumable: whether `measure` takes `Cells`, and keeps in them what it has done.
     """
 
     name: str
     title: str
-    measure: Callable[[Plan, OnPart], Any]
+    measure: Callable[..., Any]
     judge: Callable[[Any], Sequence[Statement]]
     draw: Callable[[Figure, Any], None]
     summary: Callable[[Any], dict[str, Any]]
     size: tuple[float, float] = (11.0, 4.6)
+    resumable: bool = False
 
 
 def summary_of(sweeps: Mapping[str, Sweep]) -> dict[str, Any]:

@@ -27,12 +27,14 @@ class Plan:
       tuning: how many others choose the learning rates.
       part: of the steps of an experiment.
       quick: whether lists of settings are cut to two, to see that it runs.
+      full: whether experiments of several sizes have their largest.
     """
 
     seeds: int = 10
     tuning: int = 3
     part: float = 1.0
     quick: bool = False
+    full: bool = False
 
     def steps(self, steps: int) -> int:
         """Returns how many of an experiment's steps are done, whole stretches."""

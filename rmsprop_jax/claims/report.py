@@ -20,7 +20,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     """Returns how much the options ask for."""
     plan = Plan()
     if arguments.full:
-        plan = Plan(seeds=30, tuning=6)
+        plan = Plan(seeds=30, tuning=6, full=True)
     if arguments.quick:
         plan = Plan(seeds=3, tuning=1, part=0.05, quick=True)
     return dataclasses.replace(plan, seeds=arguments.seeds or plan.seeds)

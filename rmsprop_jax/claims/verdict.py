@@ -14,10 +14,10 @@ MARGIN = math.log10(1.1)
 
 RULE = (
     "A criterion is met where the confidence interval of its number (paired over "
-    "seeds, 95 % for all criteria of the claim at once, by Bonferroni) lies in the "
-    "range that the claim needs; it is contradicted where the interval is outside, and "
-    "open where it overlaps. All met: holds. None: does not hold. Otherwise: holds "
-    "only when."
+    "seeds, 95 % for all criteria of the claim at once, by Bonferroni, unless its rule "
+    "says otherwise) lies in the range that the claim needs; it is contradicted where "
+    "the interval is outside, and open where it overlaps. All met: holds. None: does "
+    "not hold. Otherwise: holds only when."
 )
 
 
@@ -28,7 +28,7 @@ class Criterion:
     Attributes:
       group: what is compared.
       at: the setting.
-      samples: [seeds], in decades (log10 of a ratio).
+      samples: [seeds], in decades (log10 of a ratio), or as the rule says.
       low: the lower end of the range.
       high: its upper end.
     """
@@ -67,15 +67,18 @@ class Statement:
       claim: in words.
       rule: what its criteria need, in words.
       criteria: at least one.
+      joint: whether the intervals hold together, by Bonferroni, or each by itself.
     """
 
     claim: str
     rule: str
     criteria: Sequence[Criterion]
+    joint: bool = True
 
     def judged(self) -> dict[str, Any]:
         """Returns the verdict, with every criterion behind it."""
-        every = [c.judged(LEVEL / len(self.criteria)) for c in self.criteria]
+        level = LEVEL / len(self.criteria) if self.joint else LEVEL
+        every = [c.judged(level) for c in self.criteria]
         met = [c for c in every if c["outcome"] == "met"]
         counts = {
             outcome: sum(c["outcome"] == outcome for c in every)

@@ -13,18 +13,21 @@ from typing import Any
 from .optimizers import LABELS, make_optimizers
 
 # By task: steps and batch size.
-DEFAULTS = {"digits": (240, 32), "text": (120, 16)}
+DEFAULTS = {"digits": (240, 32), "text": (120, 16), "bf16": (2400, 32)}
+BF16 = "bf16"
+"""The task that compares forms of RMSProp, in a program of its own."""
 
-FILES: tuple[str, ...] = ("curves.png", "results.json")
-"""What a run writes into its folder."""
+FILES: tuple[str, ...] = ("curves.png", "bf16.png", "results.json")
+"""What a run of all tasks writes into its folder."""
 
-EXTRA = ("matplotlib", "orbax", "rich", "scipy", "sklearn")
+EXTRA = ("matplotlib", "mnist1d", "orbax", "rich", "scipy", "sklearn")
 """The packages that only `pip install 'rmsprop-jax[demo]'` brings."""
 
 DESCRIPTION = """\
 Train a small convolutional net on scikit-learn's handwritten digits and a character
-GRU on the text of Python's own manual, with RMSProp, SGD, Adagrad and Adam. Each
-optimizer's learning rate is chosen on validation data; the table reports test data.
+GRU on the text of Python's own manual, with RMSProp, SGD, Adagrad and Adam; then, task
+bf16, a fully connected net in bfloat16 with RMSProp in every form, and beside float32.
+Each one's learning rate is chosen on validation data; the tables report test data.
 """
 
 EPILOG = """\
@@ -61,9 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--lrs", type=_rates, metavar="RATES",
         help="learning rates to try with every optimizer, such as 1e-3,1e-2,1e-1 "
-        "(default: five for each task and optimizer)",
+        "(default: five for each task and optimizer; four for bf16)",
     )  # fmt: skip
-    rms = parser.add_argument_group("RMSProp alone")
+    rms = parser.add_argument_group(
+        "RMSProp alone", "bf16 takes decay and eps; its own forms are the rest."
+    )
     rms.add_argument("--decay", type=fraction, default=0.9, help="(default: 0.9)")
     rms.add_argument(
         "--eps", default=1e-8, help="(default: 1e-8)",
@@ -84,7 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     output.add_argument(
         "--checkpoint-dir", type=folder, metavar="FOLDER",
-        help="for checkpoints, one at every point of a curve (default: none)",
+        help="for checkpoints of digits and text, one at every point of a curve "
+        "(default: none)",
     )  # fmt: skip
     output.add_argument(
         "--resume", action="store_true",
@@ -98,9 +104,11 @@ def run(arguments: argparse.Namespace) -> int:
     began = time.perf_counter()
     names = list(DEFAULTS) if arguments.task == "all" else [arguments.task]
     try:
-        from . import files, picture, progress, report, sweeps, tasks
+        from . import bf16, bf16_report, files, picture, progress, report, sweeps, tasks
 
-        loaded = [tasks.TASKS[name]() for name in names]
+        loaded = [tasks.TASKS[name]() for name in names if name != BF16]
+        # Digits', which it trains on.
+        examples = {BF16: len(tasks.digits().train.inputs)} if BF16 in names else {}
     except ModuleNotFoundError as error:
         return _fail(needed(error, "demo"))
     refusal = sweeps.refusal(arguments.checkpoint_dir, arguments.resume)
@@ -113,35 +121,42 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.centered,
         arguments.nu_dtype,
     )
-    for task in loaded:
-        examples = len(task.train.inputs)
-        if (arguments.batch_size or 0) > examples:
+    examples |= {task.name: len(task.train.inputs) for task in loaded}
+    for name, most in examples.items():
+        if (arguments.batch_size or 0) > most:
             return _fail(
-                f"argument --batch-size: must be at most {examples}, the number of "
-                f"examples that {task.name} trains on, got {arguments.batch_size}",
+                f"argument --batch-size: must be at most {most}, the number of "
+                f"examples that {name} trains on, got {arguments.batch_size}",
                 status=2,
             )
+    narrow = None
     try:
         with progress.live(arguments.quiet) as observer:
             outcomes = sweeps.outcomes(
                 loaded, make, vars(arguments), DEFAULTS, observer
             )
+            if BF16 in names:
+                narrow = bf16.measure(arguments, *DEFAULTS[BF16], observer)
     except (OSError, ValueError) as error:
         if arguments.checkpoint_dir is None:
             raise
         return _fail(str(error))
     report.show(outcomes)
+    contents = {"curves.png": picture.png(outcomes)} if outcomes else {}
     seconds = time.perf_counter() - began
     results = files.results(outcomes, vars(arguments), seconds)
-    contents = dict(
-        zip(FILES, (picture.png(outcomes), files.json_bytes(results)), strict=True)
-    )
+    if narrow is not None:
+        bf16_report.show(narrow)
+        contents["bf16.png"] = bf16_report.png(narrow)
+        results["tasks"][BF16] = bf16_report.results(narrow)
+        results["compile_seconds"] += narrow.compile_seconds
+    contents["results.json"] = files.json_bytes(results)
     try:
         files.write(arguments.out, contents)
     except OSError as error:
         return _fail(f"could not write to {arguments.out}: {error}")
     if not arguments.quiet:
-        paths = " and ".join(str(arguments.out / name) for name in contents)
+        paths = ", ".join(str(arguments.out / name) for name in contents)
         print(f"{paths}, after {time.perf_counter() - began:.0f} seconds")
     return 0
 

@@ -108,7 +108,12 @@ def footnotes(outcome: Outcome) -> list[str]:
 
 def at_edge(sweep: Sweep) -> bool:
     """Returns whether the best learning rate is the first or last of its grid."""
-    return sweep.best in (0, len(sweep.learning_rates) - 1)
+    return at_edge_of(sweep.best, sweep.learning_rates)
+
+
+def at_edge_of(best: int, rates: np.ndarray) -> bool:
+    """Returns whether an index is that of the first or the last rate."""
+    return best in (0, len(rates) - 1)
 
 
 def mean_and_error(values: np.ndarray, digits: int) -> str:

@@ -1,0 +1,203 @@
+"""Claim 8: bfloat16 parameters with `round_params` train as master weights do."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from .. import rmsprop
+from ..bench.statistics import interval
+from ..demo.master import with_master_weights
+from ..demo.narrow import POINTS, Form, training
+from . import picture
+from .cells import Cells
+from .claim import Claim
+from .grid import OnPart, Plan
+from .nets import NETS, signals
+from .verdict import Statement, within
+
+MARGIN = 1.0
+"""Percent of the loss. It was fixed before anything was measured."""
+
+DECAYS = (0.99, 0.9, 0.999)
+RATES = (3e-3, 1e-2, 3e-2)
+"""Tried with master weights; the best is used for all, so nobody is tuned again."""
+
+FULL, SMALL, BATCH = 3000, 500, 32
+"""Updates of a run, and examples of each."""
+
+MASTER = "float32 master weights"
+FORMS = {
+    MASTER: Form(lambda rate, decay: with_master_weights(rmsprop(rate, decay))),
+    "stochastic": Form(
+        lambda rate, decay: rmsprop(rate, decay, round_params="stochastic")
+    ),
+    "remainder": Form(
+        lambda rate, decay: rmsprop(rate, decay, round_params="remainder")
+    ),
+    "remainder, nu in one byte": Form(
+        lambda rate, decay: rmsprop(
+            rate, decay, round_params="remainder", nu_dtype="uint8"
+        )
+    ),
+}
+
+MORE, TUNING = 4, 3
+"""Times as many seeds as other claims have, for the margin is narrow (two runs of one
+net differ by 3.5 % of the loss); and the most that choose a rate, which need not be
+exact."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What was measured.
+
+    Attributes:
+      cells: by net and decay, such as "MLP, 0.9": "rate"; "test_loss" and
+        "test_accuracy" [seeds] by form; "improved_percent" by form, how much lower the
+        mean validation loss is at the end than a fifth of the steps before.
+      steps: updates of a run.
+    """
+
+    cells: dict[str, dict[str, Any]]
+    steps: int
+
+    def differences(self, form: str) -> np.ndarray:
+        """Returns losses less those of master weights, in percent [cells, seeds]."""
+        rows = []
+        for cell in self.cells.values():
+            base = np.asarray(cell["test_loss"][MASTER])
+            rows.append(100 * (cell["test_loss"][form] - base) / base.mean())
+        return np.stack(rows)
+
+
+def measure(plan: Plan, on_part: OnPart, cells: Cells | None = None) -> Found:
+    """Trains four nets, or the first alone where little is run, at every decay."""
+    cells = cells or Cells(None, CLAIM.name, False)
+    names = list(NETS) if plan.full else list(NETS)[:1]
+    steps = POINTS * max(1, round(plan.part * (FULL if plan.full else SMALL) / POINTS))
+    decays = plan.some(DECAYS)
+    seeds, tuning = MORE * plan.seeds, min(plan.tuning, TUNING)
+    cells.begin(
+        {"steps": steps, "batch": BATCH, "seeds": seeds, "tuning": tuning,
+         "rates": list(RATES), "margin_percent": MARGIN, "forms": list(FORMS)}
+    )  # fmt: skip
+    data = signals()
+    # One program serves all decays.
+    alone = {
+        name: training(NETS[name], {MASTER: FORMS[MASTER]}, data, steps, BATCH)
+        for name in names
+    }
+    program = {name: training(NETS[name], FORMS, data, steps, BATCH) for name in names}
+    keys = jax.vmap(jax.random.key)(jnp.arange(tuning + seeds))
+    found, jobs = {}, [(name, decay) for name in names for decay in decays]
+
+    def cell(name: str, decay: float) -> dict[str, Any]:
+        # Those of the reference are tuned, on seeds that are not reported.
+        rates = jnp.repeat(jnp.asarray(RATES), tuning)
+        chosen_by = jnp.tile(keys[:tuning], len(RATES))
+        tried = alone[name](rates, chosen_by, jnp.float32(decay))
+        losses = np.asarray(tried["validation_loss"])[-1].reshape(len(RATES), -1)
+        rate = RATES[int(np.nanargmin(losses.mean(axis=1)))]
+        reported = keys[tuning:]
+        got = program[name](jnp.full(len(reported), rate), reported, jnp.float32(decay))
+        got = {key: np.asarray(value, np.float64) for key, value in got.items()}
+        before, after = got["validation_loss"].mean(axis=-1)[-2:]
+        return {
+            "rate": rate,
+            **{
+                key: {form: got[key][i].tolist() for i, form in enumerate(FORMS)}
+                for key in ("test_loss", "test_accuracy")
+            },
+            "improved_percent": dict(
+                zip(FORMS, (100 * (1 - after / before)).tolist(), strict=True)
+            ),
+        }
+
+    for done, (name, decay) in enumerate(jobs):
+        found[f"{name}, {decay:g}"] = cells.of(
+            f"{name}, {decay:g}", lambda name=name, decay=decay: cell(name, decay)
+        )
+        on_part((done + 1) / len(jobs))
+    return Found(found, steps)
+
+
+RULE = (
+    f"test loss less that of float32 master weights, paired over seeds, at the rate "
+    f"that is best for master weights: the 95 % interval lies within ± {MARGIN:g} % of "
+    "the loss (each by itself: that all hold needs no correction)"
+)
+
+
+def judge(found: Found) -> list[Statement]:
+    """Returns a statement for each form."""
+    statements = []
+    for form in FORMS:
+        if form != MASTER:
+            criteria = []
+            for at, row in zip(found.cells, found.differences(form), strict=True):
+                net, decay = at.rsplit(", ", 1)
+                criteria += within(
+                    f"{net}, decay", [decay], row[None], low=-MARGIN, high=MARGIN
+                )
+            words = f"bfloat16, {form}: as good as float32 master weights"
+            statements.append(Statement(words, RULE, criteria, joint=False))
+    return statements
+
+
+def draw(figure: Figure, found: Found) -> None:
+    """Draws every interval beside the margin."""
+    forms = [form for form in FORMS if form != MASTER]
+    every = figure.subplots(1, len(forms), sharey=True, squeeze=False)[0]
+    for axes, form in zip(every, forms, strict=True):
+        axes.axvspan(-MARGIN, MARGIN, color="#009E73", alpha=0.15, linewidth=0)
+        axes.axvline(0, color="#444444", linewidth=0.8)
+        for place, row in enumerate(found.differences(form)):
+            low, high = interval(row)
+            inside = low > -MARGIN and high < MARGIN
+            mean = row.mean()
+            axes.errorbar(
+                mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3,
+                color="#0072B2" if inside else picture.COLOURS[0],
+            )  # fmt: skip
+        axes.set_title(form, fontsize=10)
+        axes.set_xlabel("test loss beside master weights, %")
+        axes.grid(alpha=0.25)
+    every[0].set_yticks(range(len(found.cells)), list(found.cells))
+    every[0].invert_yaxis()
+    every[0].set_ylabel("net, decay")
+    figure.supxlabel(
+        f"95 % intervals; green: the margin of ± {MARGIN:g} %; blue: within it; "
+        "orange: not, or not known yet",
+        fontsize=9,
+    )
+
+
+def summary(found: Found) -> dict[str, Any]:
+    """Returns what goes into the JSON."""
+    gains = [
+        f"{at}: the validation loss still fell by {max(gain):.1f} % in the last fifth"
+        for at, cell in found.cells.items()
+        if max(gain := list(cell["improved_percent"].values())) > MARGIN
+    ]
+    return {
+        "notes": gains,
+        "margin_percent": MARGIN,
+        "steps": found.steps,
+        "batch_size": BATCH,
+        "cells": found.cells,
+        "difference_percent": {
+            form: dict(zip(found.cells, found.differences(form), strict=True))
+            for form in FORMS
+            if form != MASTER
+        },
+    }
+
+
+CLAIM = Claim(
+    "bf16", "bfloat16 parameters with round_params: as good as float32 master weights",
+    measure, judge, draw, summary, size=(12, 5.6), resumable=True,
+)  # fmt: skip
