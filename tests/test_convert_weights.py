@@ -124,7 +124,7 @@ KINDS = {
 
 @pytest.mark.promotion
 @pytest.mark.parametrize("kind", KINDS)
-def test_store_go_where_the_weights_go_and_back(kind):
+def test_accumulators_go_where_the_weights_go_and_back(kind):
     shapes, function = KINDS[kind]
     content = source(shapes)
     state, model = content["optimizer"]["state"], content["model"]
