@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from . import _bits, _checks, _leaves, _matching, storage
+from . import _bits, _checks, _leaves, _matching, _store
 from ._placement import placed
 
 
@@ -55,9 +55,9 @@ def _times(name: str, sign: int, rate: Any, updates: optax.Updates) -> optax.Upd
 def momentum(
     momentum: Any, nesterov: Any, accumulator_dtype: Any, seed: Any
 ) -> optax.GradientTransformation:
-    """`optax.trace` with a buffer that is kept as `storage` keeps accumulators."""
+    """`optax.trace` with a buffer that is kept as `_store` keeps accumulators."""
     _checks.flag("nesterov", nesterov)
-    form = storage.as_format("accumulator_dtype", accumulator_dtype)
+    form = _store.as_format("accumulator_dtype", accumulator_dtype)
     if momentum is None:
         for name, is_set in (
             ("nesterov", nesterov),
@@ -69,10 +69,10 @@ def momentum(
     _checks.hyperparameter("momentum", momentum, "in [0, 1]")
 
     def init(params: optax.Params) -> optax.TraceState:
-        zeros = partial(storage.full, value=0, form=form)
+        zeros = partial(_store.full, value=0, form=form)
         return optax.TraceState(trace=jax.tree.map(zeros, params))
 
-    rounds = storage.is_narrow(form)
+    rounds = _store.is_narrow(form)
     accumulate = partial(
         _accumulate_shared if rounds else _accumulate_inlined, nesterov=bool(nesterov)
     )
@@ -125,11 +125,11 @@ def _accumulate(
     times = jnp.multiply if momentum.ndim else lax.mul  # as in `_rms._recursion`
 
     def plus(b: jax.Array) -> jax.Array:
-        return lax.add(u, times(momentum, storage.read(b, real)))
+        return lax.add(u, times(momentum, _store.read(b, real)))
 
     buffer = plus(stored)
-    written = storage.write(buffer, stored, bits)
-    return storage.tied(plus(buffer) if nesterov else buffer, written), written
+    written = _store.write(buffer, stored, bits)
+    return _store.tied(plus(buffer) if nesterov else buffer, written), written
 
 
 # As in `_rms`: rounding is lowered once for each shape, all else is too short.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from . import _bits, _checks, _leaves, _matching, storage
+from . import _bits, _checks, _leaves, _matching, _store
 from ._placement import placed
 from ._state import RmsState
 from .decay import Weights, as_schedule
@@ -55,14 +55,14 @@ def rms(
     _checks.flag("centered", centered)
     _checks.flag("skip_nonfinite", skip_nonfinite)
     forms = (
-        storage.as_format("nu_dtype", nu_dtype, unsigned=True),
-        storage.as_format("mu_dtype", mu_dtype),
+        _store.as_format("nu_dtype", nu_dtype, unsigned=True),
+        _store.as_format("mu_dtype", mu_dtype),
     )
     if mu_dtype is not None and not centered:
         raise ValueError("`mu_dtype` needs `centered=True`: otherwise there is no mu.")
     _bits.check_seed(seed)
     centered = bool(centered)
-    rounds = any(map(storage.is_narrow, forms))
+    rounds = any(map(_store.is_narrow, forms))
     counts = counts or rounds or centered or callable(rho)
     kind: Any = RmsState if counts else optax.ScaleByRmsState
     eps_root, eps = (eps, None) if eps_in_sqrt else (None, eps)
@@ -77,14 +77,14 @@ def rms(
         _matching.array_leaves("params", params)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             _matching.fits(path, leaf, "initial_scale", initial_scale)
-        full = partial(storage.full, value=initial_scale, form=forms[0], real=True)
+        full = partial(_store.full, value=initial_scale, form=forms[0], real=True)
         nu = jax.tree.map(full, params)
         if not counts:
             return optax.ScaleByRmsState(nu=nu)
-        zeros = partial(storage.full, value=0, form=forms[1])
+        zeros = partial(_store.full, value=0, form=forms[1])
         mu = jax.tree.map(zeros, params) if centered else None
         count = jnp.zeros((), jnp.int32)
-        return RmsState(count, nu, mu, storage.lowest_of(forms[0]))
+        return RmsState(count, nu, mu, _store.lowest_of(forms[0]))
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
@@ -95,7 +95,7 @@ def rms(
         if state.nu is not None and centered == (mean is None):
             raise _matching.wrong_centring(centered)
         _matching.gradients(updates, "nu", state.nu, forms[0].dtype)
-        lowest = storage.range_of(state, forms[0]) if counts else None
+        lowest = _store.range_of(state, forms[0]) if counts else None
         if mean is not None:
             _matching.gradients(updates, "mu", mean, forms[1].dtype)
         now = rho(state.count) if callable(rho) else rho
@@ -132,7 +132,7 @@ def rms(
 
 def _with_one_range(updates: Any, nu: Any, lowest: Any, form: Any) -> Any:
     """Moves the codes that no gradient has replaced into the range of the others."""
-    move = partial(storage.moved, lowest=lowest, form=form)
+    move = partial(_store.moved, lowest=lowest, form=form)
     return jax.tree.map(
         lambda g, x: jax.tree.map(move, x) if g is None else x,
         updates,
@@ -164,7 +164,7 @@ def _update_leaf(
     lowest: Any,
     *,
     dtype: Any,
-    forms: tuple[storage.Format, storage.Format],
+    forms: tuple[_store.Format, _store.Format],
     skip_nonfinite: bool,
     may_be_zero: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -173,18 +173,18 @@ def _update_leaf(
     u, new_nu, new_mu = _recursion(
         coefficients,
         g if g.dtype == real else g.astype(_leaves.like(g, real)),
-        storage.read(nu, real, lowest),
-        None if mu is None else storage.read(mu, real),
+        _store.read(nu, real, lowest),
+        None if mu is None else _store.read(mu, real),
         skip_nonfinite=skip_nonfinite,
         may_be_zero=may_be_zero,
     )
     nu_bits, mu_bits = sources or (None, None)
     if new_nu.dtype != nu.dtype:
-        new_nu = storage.write(new_nu, nu, nu_bits, forms[0], lowest)
+        new_nu = _store.write(new_nu, nu, nu_bits, forms[0], lowest)
     if new_mu is not None:
-        new_mu = storage.write(new_mu, mu, mu_bits)
+        new_mu = _store.write(new_mu, mu, mu_bits)
     if sources or mu is not None:
-        u = storage.tied(u, new_nu, new_mu)
+        u = _store.tied(u, new_nu, new_mu)
     u = u if u.dtype == dtype else _leaves.saturated(u, dtype)
     return u, new_nu, new_mu
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import jax
 import optax
 
-from . import _chain, _checks, _round_params, _weight_decay, storage
+from . import _chain, _checks, _round_params, _store, _weight_decay
 from ._rms import rms
 from ._signature import factory
 from ._state import RmsState
@@ -140,8 +140,8 @@ def rmsprop(
             "learning_rate", learning_rate, accepted, or_schedule=True
         )
     _checks.flag("maximize", maximize)
-    rounds_momentum = storage.is_narrow(
-        storage.as_format("accumulator_dtype", accumulator_dtype)
+    rounds_momentum = _store.is_narrow(
+        _store.as_format("accumulator_dtype", accumulator_dtype)
     )
     scale_by_rms = rms(
         decay,

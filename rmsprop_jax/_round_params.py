@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import _bits, _grid, _leaves, _matching, storage
+from . import _bits, _grid, _leaves, _matching, _store
 from ._placement import placed
 
 FORMS = ("stochastic", "remainder")
@@ -163,4 +163,4 @@ def _rounded(
     target = _grid.weight(p, remainder, grid) + u
     d, remainder = _grid.step_and_remainder(p, u, target, bits, grid)
     remainder = remainder.astype(jnp.int8)
-    return storage.tied(d, remainder).astype(dtype), remainder
+    return _store.tied(d, remainder).astype(dtype), remainder

@@ -15,6 +15,8 @@ import numpy as np
 
 from . import _checks
 
+__all__ = ["Weights", "constant", "debiased", "power"]
+
 Schedule = Callable[[Any], Any]
 
 _TINY = 1e-37  # has a logarithm

@@ -13,12 +13,11 @@ import numpy as np
 import optax
 
 from . import _bits, _checks, _grid
-from ._bits import in_pieces as in_pieces
-from ._grid import to_bfloat16 as to_bfloat16
-from ._grid import to_float16 as to_float16
 from ._round_params import RoundParamsState as RoundParamsState
 from ._round_params import grid_of
 from ._round_params import round_params as round_params
+
+__all__ = ["RoundParamsState", "merge", "random_bits", "round_params"]
 
 
 def random_bits(

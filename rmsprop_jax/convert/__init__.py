@@ -19,3 +19,17 @@ from ._origins import Place as Place
 from ._record import Group as Group
 from ._resume import resume as resume
 from ._translate import translate as translate
+
+__all__ = [
+    "Group",
+    "Place",
+    "Restored",
+    "export",
+    "load",
+    "migrate",
+    "resume",
+    "same",
+    "save",
+    "torch_to_flax",
+    "translate",
+]
