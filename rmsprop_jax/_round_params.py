@@ -36,10 +36,11 @@ def round_params(
     *,
     form: Literal["stochastic", "remainder"] = "stochastic",
 ) -> optax.GradientTransformation:
-    r"""Makes updates that move parameters of 16 or 8 bits without bias.
+    """Makes updates that move parameters of 16 or 8 bits without bias.
 
-    .. math::
-      u_t \leftarrow \text{round}(\theta_{t-1} + u_t) - \theta_{t-1}
+    ::
+
+        u ← round(θ + u) − θ
 
     Nearest rounding leaves a parameter in bfloat16 where it is if the update is under
     1/512 of it. Put this last in the chain: whatever scales or changes its updates

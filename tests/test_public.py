@@ -58,3 +58,11 @@ def test_nothing_of_ours_is_left_out(module):
         is_ours = getattr(value, "__module__", "").startswith("rmsprop_jax")
         if is_ours and callable(value) and not name.startswith("_"):
             assert name in {*module.__all__, *INTERNAL}
+
+
+@MODULES
+def test_equations_are_text_that_reads_in_help(module):
+    for name in module.__all__:
+        text = inspect.getdoc(getattr(module, name)) or ""
+        assert "math::" not in text, name
+        assert not re.search(r"\\(frac|text|rho|nu|sqrt|leftarrow)", text), name

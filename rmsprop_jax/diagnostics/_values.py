@@ -74,9 +74,11 @@ def values(
     nu_dtype: Any = None,
     quantiles: Sequence[float] = QUANTILES,
 ) -> Diagnostics:
-    r"""Returns what a state of RMSProp, and a step with it, say in a few scalars.
+    """Returns what a state of RMSProp, and a step with it, say in a few scalars.
 
-    .. math:: \alpha_i = \alpha / (\sqrt{\nu_i + \epsilon_\text{root}} + \epsilon)
+    ::
+
+        α / √(ν + eps)               (eps_in_sqrt; otherwise α / (√ν + eps))
 
     These are the effective learning rates. `nu` is read once: its elements are counted
     between powers of 4, which integer comparisons of their exponents do, in one
