@@ -90,8 +90,9 @@ def widened(updates: Any, *, negate: bool) -> Any:
     wide = []
     for path, g in leaves:
         if g is not None:
-            g = jnp.asarray(g)
-            if not jnp.issubdtype(g.dtype, jnp.inexact):
+            number = _matching.is_number(g)
+            g = jnp.asarray(g) if number else g
+            if not (number and jnp.issubdtype(g.dtype, jnp.inexact)):
                 raise _matching.not_floating("gradients", path, g)
             real = arithmetic_dtype(g)
             g = g if g.dtype == real else g.astype(like(g, real))
@@ -136,7 +137,8 @@ def beside(treedef: Any, params: Any) -> list[Any]:
     gradients passes and tells nothing.
     """
     try:
-        return treedef.flatten_up_to(params)
+        found = treedef.flatten_up_to(params)
+        return [x if _matching.is_number(x) else None for x in found]
     except (ValueError, TypeError):
         return [None] * treedef.num_leaves
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _bits, _checks, _grid
+from . import _bits, _checks, _grid, _matching
 from ._bits import in_pieces as in_pieces
 from ._grid import to_bfloat16 as to_bfloat16
 from ._grid import to_float16 as to_float16
@@ -107,6 +107,14 @@ def merge(params: optax.Params, state: Any) -> optax.Params:
     remainders: dict[Any, Any] = {}
     for end in ends:
         remainders.update(jax.tree_util.tree_leaves_with_path(end.remainder))
+
+    _matching.array_leaves("params", params)
+    paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    if missing := set(remainders) - paths:
+        raise ValueError(
+            f"params has no leaf {jax.tree_util.keystr(missing.pop())}, of which the "
+            "state has a remainder: pass the parameters of this state."
+        )
 
     def merged(path: Any, p: Any) -> Any:
         grid, remainder = grid_of(path, p), remainders.get(path)
