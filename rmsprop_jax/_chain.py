@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from . import _bits, _checks, _leaves, _matching, _store
 from ._placement import placed
@@ -43,10 +44,12 @@ def scale(name: str, rate: Any, sign: int) -> optax.GradientTransformation:
 def _times(name: str, sign: int, rate: Any, updates: optax.Updates) -> optax.Updates:
     if jnp.issubdtype(getattr(rate, "dtype", float), jnp.unsignedinteger):
         rate = rate.astype(float)  # these have no sign
-    for path, u in jax.tree_util.tree_leaves_with_path(updates):
-        _matching.fits(path, u, name, rate)
+    times = jnp.multiply if jnp.ndim(rate) else lax.mul  # as in `_rms._recursion`
+    if times is jnp.multiply:
+        for path, u in jax.tree_util.tree_leaves_with_path(updates):
+            _matching.fits(path, u, name, rate)
     rates = cache(partial(jnp.asarray, sign * rate))
-    return jax.tree.map(lambda u: rates(u.dtype) * u, updates)
+    return jax.tree.map(lambda u: times(rates(u.dtype), u), updates)
 
 
 def momentum(
@@ -119,9 +122,10 @@ def _accumulate(
     real = _leaves.arithmetic_dtype(u, stored)
 
     u = u if u.dtype == momentum.dtype else u.astype(momentum.dtype)
+    times = jnp.multiply if momentum.ndim else lax.mul  # as in `_rms._recursion`
 
     def plus(b: jax.Array) -> jax.Array:
-        return u + momentum * _store.read(b, real)
+        return lax.add(u, times(momentum, _store.read(b, real)))
 
     buffer = plus(stored)
     written = _store.write(buffer, stored, bits)
@@ -200,7 +204,8 @@ def in_wide_dtype(
             None if needs_params is None else params,
             **({} if step_of is None else {"step": step_of(state)}),
         )
-        return _leaves.finished(steps, updates, params, follows=follows), state
+        returned = partial(_leaves.returned, follows=follows)
+        return _leaves.each(returned, updates, params, steps)[0], state
 
     return optax.GradientTransformationExtraArgs(placed(inner.init), update)
 

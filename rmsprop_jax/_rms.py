@@ -108,9 +108,10 @@ def rms(
             real = _leaves.arithmetic_dtype(g, nu)
             wide = _leaves.update_dtype(path, g, p, nu if nu_dtype is None else g)
             coefficients = numbers(real)
-            keep, take, _, *added = coefficients
-            _matching.fits(path, g, "decay", keep, take)
-            _matching.fits(path, g, "eps", *added)
+            if any(x is not None and x.ndim for x in coefficients):
+                keep, take, _, *added = coefficients
+                _matching.fits(path, g, "decay", keep, take)
+                _matching.fits(path, g, "eps", *added)
             if mu is not None:
                 _leaves.same_kind(path, "gradient", g, "mu", mu)
             bits = source and (source(path, "nu", nu), source(path, "mu", mu))
@@ -178,7 +179,8 @@ def _update_leaf(
         may_be_zero=may_be_zero,
     )
     nu_bits, mu_bits = sources or (None, None)
-    new_nu = _store.write(new_nu, nu, nu_bits, forms[0], lowest)
+    if new_nu.dtype != nu.dtype:
+        new_nu = _store.write(new_nu, nu, nu_bits, forms[0], lowest)
     if new_mu is not None:
         new_mu = _store.write(new_mu, mu, mu_bits)
     if sources or mu is not None:
@@ -205,13 +207,16 @@ def _recursion(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """The equation in the docstring of `scale_by_rms`, in one precision throughout."""
     keep, take, left, eps_root, eps = coefficients
+    # jnp's functions are traced by themselves for each shape; lax's take scalars, too.
+    scalars = not any(x is not None and x.ndim for x in coefficients)
+    times, plus = (lax.mul, lax.add) if scalars else (jnp.multiply, jnp.add)
+    squared = lax.square if g.dtype == nu.dtype else _leaves.square
     delta = g if mu is None else g - mu
-    square = _leaves.square(delta)
+    square = squared(delta)
     known = jnp.isfinite(square) if skip_nonfinite else None
 
     if mu is None:
-        # jnp's sum would be a trace of its own for each shape.
-        new_nu = lax.add(keep * nu, take * square)
+        new_nu = plus(times(keep, nu), times(take, square))
     else:
         # g_t - mu_t is what the mean left of delta_t (rho delta_t): nu is not negative.
         # Not infinite, because rho may be 0; the floor is, where it matters.
@@ -230,16 +235,14 @@ def _recursion(
         if known is not None:
             new_mu = jnp.where(known, new_mu, mu)
         floor = jnp.where(keep > 0, jnp.finfo(nu.dtype).eps, 1)
-        variance = jnp.maximum(new_nu, floor * _leaves.square(g))
+        variance = jnp.maximum(new_nu, floor * squared(g))
 
     if eps_root is not None:
-        variance = variance + eps_root
+        variance = plus(variance, eps_root)
     if may_be_zero:
         # The smallest normal number: 0 / 0 is then 0, and so is its derivative.
         variance = _leaves.at_least(jnp.finfo(nu.dtype).tiny, variance)
-    root = lax.sqrt(variance)
-    if eps is not None:
-        root = root + eps
+    root = lax.sqrt(variance) if eps is None else plus(lax.sqrt(variance), eps)
     u = _leaves.on_parts(lambda part: lax.div(part, root), g)
     if known is not None:
         u = jnp.where(known, u, 0)

@@ -3,9 +3,13 @@
 import ast
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
+
+from rmsprop_jax import rmsprop
 
 PACKAGE = Path(__file__).parent.parent / "rmsprop_jax"
 
@@ -25,10 +29,10 @@ MAP = {
         "_placement",
         "_store",
     },
-    "rounding": {"_bits", "_checks", "_grid", "_round_params"},
+    "rounding": {"_bits", "_checks", "_grid", "_matching", "_round_params"},
     "_state": set(),
     "_format": {"_checks"},
-    "_codes": {"_checks", "_format", "_state"},
+    "_codes": {"_format", "_state"},
     "_leaves": {"_matching"},
     "_store": {"_codes", "_format", "_grid", "_leaves"},
     "storage": {"_store", "_checks", "_codes", "_format"},
@@ -53,7 +57,7 @@ MAP = {
     "sharding._inside": {"_parts", "_pieces", "_placement", "_program"},
     "sharding._zero_state": {"_checks", "_inside", "_parts", "_placement"},
     "sharding._zero": {"_checks", "_inside", "_matching", "_parts", "_zero_state"},
-    "sharding._follow": {"_checks", "_placement"},
+    "sharding._follow": {"_checks", "_matching", "_placement"},
     "sharding.__init__": {"_follow", "_zero", "_zero_state"},
     "_chain": {
         "_bits",
@@ -95,7 +99,7 @@ MAP = {
     "convert._files": {"_install"},
     "convert._record": {"_leaves", "dialects", "_store", "_state", "_rmsprop"},
     "convert._origins": {"_record"},
-    "convert._names": {"_origins", "_record"},
+    "convert._names": {"_checks", "_origins", "_record"},
     "convert._moving": {"_names", "_origins", "_record"},
     "convert._continued": {"_record"},
     "convert._torch_files": {"_files"},
@@ -127,8 +131,9 @@ MAP = {
         "_torch",
         "_torch_files",
     },
-    "convert._resume": {"_record"},
+    "convert._resume": {"_checks", "_record"},
     "convert._api": {
+        "_checks",
         "_continued",
         "_files",
         "_moving",
@@ -140,7 +145,7 @@ MAP = {
         "_sources",
         "_torch",
     },
-    "convert._translate": {"_api", "_record"},
+    "convert._translate": {"_api", "_checks", "_record", "_resume"},
     "convert._restored": {"_leaves", "_record", "_rms"},
     "convert._elements": {"_leaves", "_record"},
     "convert._memory": {"_elements"},
@@ -154,6 +159,7 @@ MAP = {
         "_record",
         "_restored",
         "_store",
+        "_resume",
     },
     "convert.__init__": {
         "_api",
@@ -198,9 +204,15 @@ MAP = {
         "_values",
         "dialects",
     },
-    "diagnostics._show": {"_trees", "_values", "convert"},
-    "diagnostics._finder": {"_checks"},
-    "diagnostics._pictures": {"_finder", "_show", "_values", "convert"},
+    "diagnostics._show": {"_checks", "_trees", "_values", "convert"},
+    "diagnostics._finder": {"_checks", "_matching"},
+    "diagnostics._pictures": {
+        "_checks",
+        "_finder",
+        "_show",
+        "_values",
+        "convert",
+    },
     "diagnostics.__init__": {
         "_finder",
         "_pictures",
@@ -351,3 +363,24 @@ def test_an_import_starts_no_device():
         "assert not xla_bridge.backends_are_initialized()"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_plain_update_is_a_short_way():
+    tx, grads = rmsprop(0.1), {"w": jnp.ones(3)}
+    state, way = tx.init(grads), []
+
+    def entered(frame, event, _):
+        code = frame.f_code
+        if event == "call" and str(PACKAGE) in code.co_filename:
+            way.append((code.co_filename, code.co_qualname))
+
+    sys.setprofile(entered)
+    try:
+        tx.update(grads, state, grads)
+    finally:
+        sys.setprofile(None)
+    files = [file for file, _ in way]
+    functions = {entry for entry in way if not entry[1].endswith(">")}
+    assert len(set(files)) <= 5
+    assert len(functions) <= 16
+    assert 1 + sum(a != b for a, b in pairwise(files)) <= 14
