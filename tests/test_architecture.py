@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "rmsprop_jax"
 # Which modules of the package each module may import.
 MAP = {
     "_checks": set(),
+    "_files": set(),
     "_injection": {"_checks"},
     "_signature": {"_injection"},
     "_matching": set(),
@@ -83,7 +84,7 @@ MAP = {
         "_timm",
         "_torch",
     },
-    "convert._files": set(),
+    "convert._files": {"_files"},
     "convert._record": {"_leaves", "dialects", "storage", "_state", "_rmsprop"},
     "convert._origins": {"_record"},
     "convert._names": {"_origins", "_record"},
@@ -188,9 +189,9 @@ MAP = {
         "_values",
         "dialects",
     },
-    "diagnostics._show": {"_trees", "_values", "convert"},
+    "diagnostics._show": {"_files", "_trees", "_values"},
     "diagnostics._finder": {"_checks"},
-    "diagnostics._pictures": {"_finder", "_show", "_values", "convert"},
+    "diagnostics._pictures": {"_files", "_finder", "_show", "_values"},
     "diagnostics.__init__": {
         "_finder",
         "_pictures",
@@ -215,12 +216,12 @@ MAP = {
 }
 CORE = [name for name in MAP if not name.startswith("__") and "." not in name]
 DIALECTS = [name for name in MAP if name.startswith("dialects.")]
+COMMANDS = ("bench", "claims", "demo")
 FOR_PEOPLE = {
-    "bench",
-    "claims",
+    *COMMANDS,
     "cli",
-    "demo",
     "convert.command",
+    "lab",
 }  # import anything; none imports them
 
 
@@ -257,6 +258,18 @@ def test_imports_follow_the_map():
         assert ours <= MAP[name], f"{name} imports {ours - MAP[name]}"
 
 
+def test_no_command_imports_another_and_the_lab_imports_none():
+    for name, path in modules():
+        room, *inside = name.split(".")
+        if room in (*COMMANDS, "lab"):
+            ours, _ = imports(path)
+            # Of files in a room: `from . import x` and `from .x import y` stay in it.
+            beside = {other for other, _ in modules() if other.startswith(f"{room}.")}
+            outside = {n for n in ours if f"{room}.{n}" not in beside}
+            assert not outside & (set(COMMANDS) - {room}), f"{name}: {outside}"
+            assert inside
+
+
 def test_the_core_needs_jax_and_optax_only():
     standard = {
         "__future__",
@@ -265,11 +278,16 @@ def test_the_core_needs_jax_and_optax_only():
         "contextvars",
         "dataclasses",
         "difflib",
+        "errno",
         "functools",
+        "importlib",
         "inspect",
         "itertools",
         "math",
         "operator",
+        "os",
+        "pathlib",
+        "tempfile",
         "types",
         "typing",
         "zlib",

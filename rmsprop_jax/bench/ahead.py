@@ -9,9 +9,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .. import rmsprop, storage
+from ..lab.progress import Show
 from . import chains, programs, targets
 from .peers import DECAY, RATE
-from .progress import Show
 from .shapes import SHAPES, Shapes
 
 ARRAY: Shapes = [(2**14, 2**14)]

@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from rich.console import Console
-
+from ..lab.results import machine
+from ..lab.tables import Printer
 from .speed_tables import ratio_tables
 
 TRAINING = "step"
@@ -12,22 +12,21 @@ TRAINING = "step"
 
 def show(new: dict[str, Any], old: dict[str, Any]) -> None:
     """Prints new / old for every time that both have, and the geometric means."""
-    console = Console(highlight=False)
+    printer = Printer()
     found = ratios(new, old)
     if not found:
-        console.print("\nnothing to compare: no row and shape is in both runs")
+        printer.notes("nothing to compare: no row and shape is in both runs")
         return
     by_row = {
         name: row | {"mean": geometric_mean(list(row.values()))}
         for name, row in found.items()
     }
-    console.print()
-    console.print(*ratio_tables("time / time of the earlier run", by_row))
+    for table in ratio_tables("time / time of the earlier run", by_row):
+        printer.table(table)
     every = [ratio for row in found.values() for ratio in row.values()]
     mean = geometric_mean(every)
-    console.print(f"geometric mean of {len(every)}: {mean:.3f}", style="bold")
-    for line in differences(old.get("machine", {})):
-        console.print(line, style="dim", soft_wrap=True)
+    printer.findings(f"geometric mean of {len(every)}: {mean:.3f}")
+    printer.notes(*differences(old.get("machine", {})))
 
 
 def ratios(new: dict[str, Any], old: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -48,11 +47,9 @@ def geometric_mean(values: list[float]) -> float:
 
 def differences(old: dict[str, Any]) -> list[str]:
     """Returns a line for each version, or kind of device, that is another now."""
-    from .results import _machine
-
     return [
         f"{key}: {old[key]} then, {value} now"
-        for key, value in _machine().items()
+        for key, value in machine().items()
         if key in old and old[key] != value
     ]
 

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .. import scale_by_rms
+from ..lab import pictures
 from . import picture
 from .claim import Claim
 from .grid import OnPart, Plan
@@ -158,7 +159,7 @@ def draw(figure: Figure, found: Found) -> None:
         if theory is not None:
             axes.plot(1 / (1 - fine), theory, "-", color="#444444", label=formula)
         decades = np.log10(np.maximum(values, 1e-9))
-        picture.line(axes, x, decades, "measured", picture.COLOURS[0], dash="none")
+        picture.line(axes, x, decades, "measured", pictures.COLOURS[0], dash="none")
         axes.set(xscale="log", yscale="log", title=title)
         axes.set_xticks(x, [f"{decay:g}" for decay in found.decays], fontsize=8)
         axes.set_xticks([], minor=True)

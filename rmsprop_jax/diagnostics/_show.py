@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from ..convert._files import needed
+from .._files import needed
 from ._trees import field_of, names, nodes, pure, state_in
 from ._values import QUANTILES, Diagnostics, Values
 
