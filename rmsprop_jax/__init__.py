@@ -16,4 +16,18 @@ from ._rmsprop import rmsprop as rmsprop
 from ._state import RmsState as RmsState
 from ._transform import scale_by_rms as scale_by_rms
 
+__all__ = [
+    "RmsState",
+    "ScaleByRmsState",
+    "convert",
+    "decay",
+    "diagnostics",
+    "dialects",
+    "rmsprop",
+    "rounding",
+    "scale_by_rms",
+    "sharding",
+    "storage",
+]
+
 __version__ = "0.2.0"

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from . import _install
+
 
 @contextlib.contextmanager
 def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
@@ -67,8 +69,14 @@ def write(folder: Path, contents: Mapping[str, bytes]) -> None:
         raise
 
 
-def needed(module: str, what: str, install: str) -> Any:
+def needed(module: str, what: str, install: str = "", extra: str = "") -> Any:
     """Returns a module that is not a dependency of the package.
+
+    Args:
+      module: its name.
+      what: needs it, in words.
+      install: what to give to pip.
+      extra: of this package, in its place.
 
     Raises:
       ImportError: that says what needs it and how to install it.
@@ -76,7 +84,8 @@ def needed(module: str, what: str, install: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{what} needs {module}: pip install {install}") from error
+        how = _install.command(extra) if extra else f"pip install {install}"
+        raise ImportError(f"{what} needs {module}: {how}") from error
 
 
 def _umask() -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from .. import _checks, storage
+from .. import _checks, _store
 from . import _adam, _restored
 from ._elements import has_counts, nodes, steps_done, with_others
 from ._memory import in_default_memory, in_memory_of
@@ -97,8 +97,8 @@ def migrate(
             _checks.number(name, value, "in [0, 1)")
     if learning_rate is not None:
         _checks.number("learning_rate", learning_rate, "finite and greater than 0")
-    storage.as_format("nu_dtype", nu_dtype, unsigned=True)
-    storage.as_format("old_nu_dtype", old_nu_dtype, unsigned=True)
+    _store.as_format("nu_dtype", nu_dtype, unsigned=True)
+    _store.as_format("old_nu_dtype", old_nu_dtype, unsigned=True)
     fresh = _initial("tx", tx, params)
     if old_tx is not None:
         state = _restored.like(state, _initial("old_tx", old_tx, params))

@@ -7,7 +7,7 @@ import numpy as np
 
 from .._files import needed
 from ._finder import Sweep, tail
-from ._show import INSTALL, labels_of, leaf_names
+from ._show import labels_of, leaf_names
 from ._values import QUANTILES, Diagnostics
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def picture(
       ImportError: without matplotlib.
       ValueError: if the history is empty, or not of this state.
     """
-    whole = needed("matplotlib.figure", "A picture of diagnostics", INSTALL).Figure
+    whole = needed("matplotlib.figure", "A picture of diagnostics", extra="demo").Figure
     if isinstance(history, Diagnostics):
         rates = history.leaves.effective_rate
     elif history:
@@ -117,8 +117,10 @@ def rate_picture(sweep: Sweep) -> "Figure":
     Raises:
       ImportError: without matplotlib.
     """
-    figure_module = needed("matplotlib.figure", "A picture of a sweep", INSTALL)
-    colours = needed("matplotlib", "A picture of a sweep", INSTALL).colormaps["viridis"]
+    figure_module = needed("matplotlib.figure", "A picture of a sweep", extra="demo")
+    colours = needed("matplotlib", "A picture of a sweep", extra="demo").colormaps[
+        "viridis"
+    ]
     figure = figure_module.Figure(figsize=(10.5, 4.3), dpi=130, layout="constrained")
     by_rate, by_step = figure.subplots(1, 2, sharey=True)
     order = np.argsort(sweep.rates)

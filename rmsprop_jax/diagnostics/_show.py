@@ -13,8 +13,6 @@ from ._values import QUANTILES, Diagnostics, Values
 if TYPE_CHECKING:
     from rich.table import Table
 
-INSTALL = "'rmsprop-jax[demo]'"
-
 # By field: the header of its column.
 _HEADERS = {
     "eps_dominates": "ε dominates",
@@ -97,13 +95,13 @@ def table(
       ImportError: without rich.
       ValueError: as `to_log`.
     """
-    made = needed("rich.table", "A table of diagnostics", INSTALL).Table
+    made = needed("rich.table", "A table of diagnostics", extra="demo").Table
     rows = _rows(state, values)
     total = rows["total"]._asdict()
     shown = made(
         title="effective learning rates, by their quantiles, and what else is to know",
         title_justify="left", title_style="",
-        box=needed("rich.box", "A table of diagnostics", INSTALL).SIMPLE_HEAD,
+        box=needed("rich.box", "A table of diagnostics", extra="demo").SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
     )  # fmt: skip
     shown.add_column("leaf", no_wrap=True)

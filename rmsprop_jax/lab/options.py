@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import _install
+
 EXTRA = ("matplotlib", "mnist1d", "orbax", "rich", "scipy", "sklearn")
-"""The packages that only `pip install 'rmsprop-jax[demo]'` brings."""
+"""The packages that only the extras bring."""
 
 
 def number(
@@ -128,7 +130,7 @@ def needed(error: ModuleNotFoundError, extra: str) -> str:
     """Says what to install; raises the error if it is not about an extra's package."""
     if error.name is None or error.name.split(".")[0] not in EXTRA:
         raise error
-    return f"needs {error.name}: pip install 'rmsprop-jax[{extra}]'"
+    return f"needs {error.name}: {_install.command(extra)}"
 
 
 def fail(command: str, message: object, status: int = 1) -> int:
