@@ -157,7 +157,7 @@ def draw(figure: Figure, found: Found) -> None:
         every, measured, theories, titles, formulas, strict=True
     ):
         if theory is not None:
-            axes.plot(1 / (1 - fine), theory, "-", color="#444444", label=formula)
+            axes.plot(1 / (1 - fine), theory, "-", color=pictures.GREY, label=formula)
         decades = np.log10(np.maximum(values, 1e-9))
         picture.line(axes, x, decades, "measured", pictures.COLOURS[0], dash="none")
         axes.set(xscale="log", yscale="log", title=title)

@@ -83,7 +83,7 @@ def title(statements: Sequence[Mapping[str, Any]]) -> str:
     """Returns what was found, a line for each statement."""
     return "\n".join(
         f"{statement['claim']}: {statement['verdict']} "
-        f"({statement['counts']['met']} of {sum(statement['counts'].values())})"
+        f"(met {statement['counts']['met']} of {sum(statement['counts'].values())})"
         for statement in statements
     )
 

@@ -166,7 +166,7 @@ def draw(figure: Figure, found: Found) -> None:
     every = figure.subplots(1, len(forms), sharey=True, squeeze=False)[0]
     for axes, form in zip(every, forms, strict=True):
         axes.axvspan(-MARGIN, MARGIN, color=pictures.GREEN, alpha=0.15, linewidth=0)
-        axes.axvline(0, color="#444444", linewidth=0.8)
+        axes.axvline(0, color=pictures.GREY, linewidth=0.8)
         rows = dict(zip(found.cells, found.differences(form), strict=True))
         pictures.intervals(
             axes,
