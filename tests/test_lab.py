@@ -99,7 +99,7 @@ def test_a_table_is_never_cut(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     rows = lab_tables.table("a title", ["words"], ["a number", "another\nnumber"])
     rows.add_row("a name of some length", "0.123456789", "+1.5 ± 0.25")
-    lab_tables.Printer().table(rows)
+    lab_tables.show(rows)
     (line,) = (x for x in capsys.readouterr().out.splitlines() if "length" in x)
     assert line.split()[-4:] == ["0.123456789", "+1.5", "±", "0.25"]
 

@@ -2,23 +2,23 @@
 
 from typing import Any
 
-from ..lab.tables import Printer, table
+from ..lab import tables as terminal
+from ..lab.tables import table
 
 
 def show(found: dict[str, Any]) -> None:
     """Prints a table for each topology, dtype of parameters, and model."""
-    printer = Printer()
     for name, topology in found["topologies"].items():
         devices, each = topology["devices"], topology["parameters_per_device"]
-        printer.findings(
+        terminal.findings(
             f"{name}: {devices} × {topology['device']}, {each:,} parameters each"
         )
         for dtype, rows in topology["by_dtype"].items():
-            printer.table(_facts(f"parameters and gradients in {dtype}", rows))
+            terminal.show(_facts(f"parameters and gradients in {dtype}", rows))
         for model, cell in topology["models"].items():
             title = f"{model}: {cell['parameters']:,} parameters, "
-            printer.table(_facts(f"{title}{cell['leaves']} leaves", cell["rows"]))
-    printer.notes(
+            terminal.show(_facts(f"{title}{cell['leaves']} leaves", cell["rows"]))
+    terminal.notes(
         "bytes: that the program accesses, per parameter (on GPUs: of all that its "
         "kernels name); limit: parameters, gradients and state, each once",
         "narrow: nu in uint8, mu or the momentum in bfloat16",

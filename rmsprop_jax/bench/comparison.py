@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
+from ..lab import tables as terminal
 from ..lab.results import machine
-from ..lab.tables import Printer
 from .speed_tables import ratio_tables
 
 TRAINING = "step"
@@ -12,21 +12,20 @@ TRAINING = "step"
 
 def show(new: dict[str, Any], old: dict[str, Any]) -> None:
     """Prints new / old for every time that both have, and the geometric means."""
-    printer = Printer()
     found = ratios(new, old)
     if not found:
-        printer.notes("nothing to compare: no row and shape is in both runs")
+        terminal.notes("nothing to compare: no row and shape is in both runs")
         return
     by_row = {
         name: row | {"mean": geometric_mean(list(row.values()))}
         for name, row in found.items()
     }
     for table in ratio_tables("time / time of the earlier run", by_row):
-        printer.table(table)
+        terminal.show(table)
     every = [ratio for row in found.values() for ratio in row.values()]
     mean = geometric_mean(every)
-    printer.findings(f"geometric mean of {len(every)}: {mean:.3f}")
-    printer.notes(*differences(old.get("machine", {})))
+    terminal.findings(f"geometric mean of {len(every)}: {mean:.3f}")
+    terminal.notes(*differences(old.get("machine", {})))
 
 
 def ratios(new: dict[str, Any], old: dict[str, Any]) -> dict[str, dict[str, float]]:

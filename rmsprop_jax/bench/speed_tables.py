@@ -4,7 +4,8 @@ from typing import Any
 
 from rich.table import Table
 
-from ..lab.tables import Printer, table
+from ..lab import tables as terminal
+from ..lab.tables import table
 from .rows import BASE
 from .shapes import SHORT
 from .training_step import ALONE
@@ -15,26 +16,25 @@ MOST = 7
 
 def show(found: dict[str, Any]) -> None:
     """Prints a table for each shape, one of the training step, and all ratios."""
-    printer = Printer()
     for name, shape in found["shapes"].items():
         if "rows" not in shape:
-            printer.findings(f"{title(name, shape)}: {shape['skipped']}")
+            terminal.findings(f"{title(name, shape)}: {shape['skipped']}")
             continue
-        printer.findings(title(name, shape))
-        printer.table(_shape_table(shape["rows"]))
+        terminal.findings(title(name, shape))
+        terminal.show(_shape_table(shape["rows"]))
         for row, reason in shape["skipped"].items():
-            printer.notes(f"{row} left out: {reason}")
-        printer.blank()
+            terminal.notes(f"{row} left out: {reason}")
+        print()
     if "training_step" in found:
-        printer.table(_training_table(found["training_step"]))
+        terminal.show(_training_table(found["training_step"]))
     shapes = {name: s["rows"] for name, s in found["shapes"].items() if "rows" in s}
     if len(shapes) > 1:
         for rows in ratio_tables(f"time / time of {BASE}", _ratios(shapes)):
-            printer.table(rows)
+            terminal.show(rows)
     absent = found.get("settings", {}).get("not_installed", {})
     for row, packages in absent.items():
-        printer.notes(f"{row} left out: {packages} not installed")
-    printer.notes(
+        terminal.notes(f"{row} left out: {packages} not installed")
+    terminal.notes(
         "ms: median of a step, update and application, in place; spread: half the "
         "range that half of the rounds are in",
         f"ratio: to {BASE}, the median of the ratios in each round; twin: to Optax's "

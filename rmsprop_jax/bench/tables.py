@@ -4,17 +4,17 @@ from typing import Any
 
 from rich.table import Table
 
-from ..lab.tables import Printer, table
+from ..lab import tables as terminal
+from ..lab.tables import table
 from .tracking import BIAS_TARGET, TARGETS
 
 
 def show_tracking(found: dict[str, Any]) -> None:
     """Prints one table for each stream."""
-    printer = Printer()
     for name, stream in found["streams"].items():
         title = f"{name}: {stream['gradients']}, {stream['steps']} steps"
-        printer.table(_tracking_table(title, stream["by_decay"]))
-    printer.notes(
+        terminal.show(_tracking_table(title, stream["by_decay"]))
+    terminal.notes(
         "errors of the update u and of nu against float64, in %, over the second half",
         "walk, theory: what the mean error should be, by a random walk and in full",
         "near.: rounded to nearest, not by us",
@@ -24,8 +24,8 @@ def show_tracking(found: dict[str, Any]) -> None:
         f"steps back: until nu is within a factor of {found['settings']['within']} of "
         "its new level after a jump up/down",
     )
-    printer.findings(*misses(found))
-    printer.blank()
+    terminal.findings(*misses(found))
+    print()
 
 
 def misses(found: dict[str, Any]) -> list[str]:
@@ -84,15 +84,14 @@ _ERRORS = ("mean_error", "p99_error")
 
 def show_training(found: dict[str, Any]) -> None:
     """Prints one table for each task, and what it shows."""
-    printer = Printer()
     for task in found["tasks"].values():
-        printer.table(_training_table(task))
-        printer.findings(task["finding"])
-    printer.notes(
+        terminal.show(_training_table(task))
+        terminal.findings(task["finding"])
+    terminal.notes(
         "difference to float32 in %, 95 % interval over paired seeds; p after Holm's "
         f"correction for all {found['settings']['comparisons']} comparisons"
     )
-    printer.blank()
+    print()
 
 
 def _training_table(task: dict[str, Any]) -> Table:

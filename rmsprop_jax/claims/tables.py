@@ -6,23 +6,22 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ..lab.tables import Printer
+from ..lab import tables as terminal
 from ..lab.tables import table as empty
 from .verdict import OUTCOMES, RULE, WORDS, word
 
 
 def show(found: Mapping[str, Any]) -> None:
     """Prints the verdicts, where each holds, and the rules behind them."""
-    printer = Printer()
-    printer.table(table(found))
-    printer.notes(RULE)
+    terminal.show(table(found))
+    terminal.notes(RULE)
     for name, claim in found.items():
-        printer.blank()
-        printer.findings(f"{name}: {claim['claim']}")
+        print()
+        terminal.findings(f"{name}: {claim['claim']}")
         for statement in claim["statements"]:
-            printer.notes(*lines(statement), style="")
-        printer.notes(*(f"  note: {note}" for note in claim["notes"]))
-    printer.blank()
+            terminal.notes(*lines(statement), style="")
+        terminal.notes(*(f"  note: {note}" for note in claim["notes"]))
+    print()
 
 
 def table(found: Mapping[str, Any]) -> Table:

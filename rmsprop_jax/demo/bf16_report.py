@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..lab import pictures, statistics
-from ..lab.tables import Printer, table
+from ..lab import tables as terminal
+from ..lab.tables import table
 from .bf16 import MASTER, Found
 
 STYLES: dict[str, tuple[str, str, Any]] = {
@@ -42,7 +43,6 @@ def interval(found: Found, name: str) -> tuple[float, float] | None:
 
 def show(found: Found) -> None:
     """Prints the table and its notes to standard output."""
-    printer = Printer()
     rows = table(
         found.title, ["in bfloat16, but the last"],
         ["best\nrate", "test\nloss", "beside\nmasters, %", "bytes\neach"],
@@ -57,16 +57,16 @@ def show(found: Found) -> None:
             "-" if known is None else f"{known[0]:+.1f} ± {known[1]:.1f}",
             f"{found.bytes_per_parameter[name]:.0f}",
         )
-    printer.table(rows)
-    printer.notes(
+    terminal.show(rows)
+    terminal.notes(
         "loss: nats per image, mean over seeds",
         "beside masters: test loss less that of float32 master weights, seed by seed",
         "'stochastic', 'remainder': the option round_params",
         "bytes each: of parameter and optimizer's state",
     )
     if any(map(found.is_at_edge, found.test_loss)):
-        printer.notes("† at the edge of the grid")
-    printer.blank()
+        terminal.notes("† at the edge of the grid")
+    print()
 
 
 def verdicts(found: Found) -> list[str]:

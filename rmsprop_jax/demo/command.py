@@ -149,7 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
         lines += [f"{outcome.task.name}: {report.verdict(outcome.test_losses)}"]
     if outcomes:
         contents["curves.png"] = pictures.png(picture.figure(outcomes))
-    tables.Printer().findings(*lines)
+    tables.findings(*lines)
     seconds = time.perf_counter() - began
     content = results.content(
         "demo", {"compile_seconds": compiling, "tasks": found}, arguments, seconds

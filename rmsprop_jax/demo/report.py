@@ -7,19 +7,18 @@ import numpy as np
 from rich.table import Table
 
 from ..lab import statistics
+from ..lab import tables as terminal
 from ..lab.contenders import LABELS
 from ..lab.statistics import converged, half_width, with_interval
-from ..lab.tables import Printer
 from ..lab.tables import table as empty
 from .sweeps import Outcome
 
 
 def show(outcome: Outcome) -> None:
     """Prints the table and its notes to standard output."""
-    printer = Printer()
-    printer.table(table(outcome))
-    printer.notes(*footnotes(outcome))
-    printer.blank()
+    terminal.show(table(outcome))
+    terminal.notes(*footnotes(outcome))
+    print()
 
 
 def table(outcome: Outcome) -> Table:

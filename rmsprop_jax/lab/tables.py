@@ -30,29 +30,24 @@ def table(
     return rows
 
 
-class Printer:
-    """Prints to standard output: tables whole, sentences as long as they are."""
+def show(rows: Table) -> None:
+    """Prints a table; one that is wider than the terminal is not cut."""
+    console = _console()
+    if all(column.no_wrap for column in rows.columns):
+        needed = _console(width=1000).measure(rows).maximum
+        console = _console(width=max(console.width, needed))
+    console.print(rows)
 
-    def table(self, rows: Table) -> None:
-        """Prints a table; one that is wider than the terminal is not cut."""
-        console = _console()
-        if all(column.no_wrap for column in rows.columns):
-            needed = _console(width=1000).measure(rows).maximum
-            console = _console(width=max(console.width, needed))
-        console.print(rows)
 
-    def notes(self, *lines: str, style: str = "dim") -> None:
-        """Prints a line for each thing that explains the numbers."""
-        for line in lines:
-            _console().print(line, style=style, soft_wrap=True)
+def notes(*lines: str, style: str = "dim") -> None:
+    """Prints a line for each thing that explains the numbers."""
+    for line in lines:
+        _console().print(line, style=style, soft_wrap=True)
 
-    def findings(self, *lines: str) -> None:
-        """Prints what was found, a line for each."""
-        self.notes(*lines, style="bold")
 
-    def blank(self) -> None:
-        """Ends a part."""
-        _console().print()
+def findings(*lines: str) -> None:
+    """Prints what was found, a line for each."""
+    notes(*lines, style="bold")
 
 
 def _console(**options: Any) -> Console:
