@@ -60,10 +60,10 @@ def update_dtype(path: Any, g: Any, p: Any, stored: Any) -> jnp.dtype:
     Args:
       path: of the leaf, for the error.
       g: the gradient.
-      p: the parameter, or None where it is not known.
+      p: the parameter; what is no number, as None, tells nothing.
       stored: an array of the state whose dtype follows the parameter's, or `g`.
     """
-    if p is None:
+    if p is None or not (hasattr(p, "dtype") or _matching.is_number(p)):
         is_wide = jnp.finfo(stored.dtype).bits == 64
         return wider(g.dtype, stored.dtype) if is_wide else g.dtype
     dtype = p.dtype if hasattr(p, "dtype") else jnp.result_type(p)
@@ -91,8 +91,9 @@ def widened(updates: Any, *, negate: bool) -> Any:
     wide = []
     for path, g in leaves:
         if g is not None:
-            g = jnp.asarray(g)
-            if not jnp.issubdtype(g.dtype, jnp.inexact):
+            known = hasattr(g, "dtype") or _matching.is_number(g)
+            g = jnp.asarray(g) if known else g
+            if not (known and jnp.issubdtype(g.dtype, jnp.inexact)):
                 raise _matching.not_floating("gradients", path, g)
             real = arithmetic_dtype(g)
             g = g if g.dtype == real else g.astype(like(g, real))

@@ -21,6 +21,7 @@ from ._codes import range_of as range_of
 from ._format import Format as Format
 from ._format import as_format as as_format
 from ._format import is_narrow as is_narrow
+from ._format import same as same
 
 
 def full(leaf: Any, value: Any, form: Format, *, real: bool = False) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _bits, _checks, _grid
+from . import _bits, _checks, _grid, _matching
 from ._round_params import RoundParamsState as RoundParamsState
 from ._round_params import grid_of
 from ._round_params import round_params as round_params
@@ -108,6 +108,14 @@ def merge(params: optax.Params, state: Any) -> optax.Params:
     remainders: dict[Any, Any] = {}
     for end in ends:
         remainders.update(jax.tree_util.tree_leaves_with_path(end.remainder))
+
+    _matching.array_leaves("params", params)
+    paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    if missing := set(remainders) - paths:
+        raise ValueError(
+            f"params has no leaf {jax.tree_util.keystr(missing.pop())}, of which the "
+            "state has a remainder: pass the parameters of this state."
+        )
 
     def merged(path: Any, p: Any) -> Any:
         grid, remainder = grid_of(path, p), remainders.get(path)

@@ -283,7 +283,8 @@ def drain(state: Any, dialect: str, groups: tuple[Group, ...]) -> Record:
     missing = [name for name in group_of if name not in found]
     if missing:
         raise ValueError(
-            f"The state has no accumulators of {', '.join(missing)}: is it of other "
+            f"`state` has no accumulators of "
+            f"{', '.join(name or 'the parameter' for name in missing)}: is it of other "
             "parameters?"
         )
     return record

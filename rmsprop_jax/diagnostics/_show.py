@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from .. import _checks
 from .._files import needed
 from ._trees import field_of, names, nodes, pure, state_in
 from ._values import QUANTILES, Diagnostics, Values
@@ -61,6 +62,7 @@ def to_log(
       >>> logged["rms/skipped/w"], round(logged["rms/update_to_param/total"], 3)
       (0.0, 3.162)
     """
+    _checks.instance("prefix", prefix, str, "text")
     rows = _rows(state, values)
     logged = {}
     for name, row in rows.items():
@@ -131,8 +133,10 @@ def _rows(state: Any, values: Any) -> dict[str, Values]:
         # Of several optimizers the leaves are those of the one that is watched.
         (state,) = watched
         values = field_of(state, "diagnostics")
-    if isinstance(values, Mapping):  # what `nnx.state` returns has no classes
+    if isinstance(values, Mapping) and {*values} == {*Diagnostics._fields}:
+        # What `nnx.state` returns has no classes.
         values = Diagnostics(*(Values(**values[x]) for x in Diagnostics._fields))
+    _checks.instance("values", values, Diagnostics, "what `diagnostics.values` returns")
     leaves, total = jax.device_get(tuple(values))
     called = leaf_names(state)
     if np.shape(total.state_bytes) or len(leaves.state_bytes) != len(called):
@@ -153,6 +157,7 @@ def leaf_names(state: Any) -> list[str]:
 
 
 def labels_of(quantiles: Sequence[float], rates: Any) -> list[str]:
+    _checks.instance("quantiles", quantiles, Sequence | np.ndarray, "several numbers")
     if len(quantiles) != len(rates):
         raise ValueError(
             f"`quantiles` has {len(quantiles)} numbers, but the values were made with "

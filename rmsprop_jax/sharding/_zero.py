@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from .. import _checks, _matching
@@ -147,6 +148,8 @@ def clip_by_global_norm(
       >>> tx = sharding.zero(optax.chain(clip, rmsprop(0.1)), "data")
     """
     _checks.number("max_norm", max_norm, "finite and at least 0")
+    if jnp.ndim(max_norm):
+        raise ValueError(f"`max_norm` must be one number, got {max_norm}.")
     names(axis_name)
     return optax.clip_by_global_norm(max_norm)
 
