@@ -1,6 +1,7 @@
 """The command line: options, errors, interruptions and the files it leaves."""
 
 import argparse
+import importlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 import rmsprop_jax
 from rmsprop_jax import _files, _install, cli
+from rmsprop_jax.convert import command as convert
 from rmsprop_jax.demo import bf16, sweeps
 from rmsprop_jax.demo import command as demo
 from rmsprop_jax.lab import options
@@ -228,6 +230,59 @@ def test_a_folder_in_a_file_s_place_is_refused_before_training(name, tmp_path, c
     assert stderr.count("\n") == 1
     assert f"{tmp_path / name} is a folder" in stderr
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("bench", "speed.json"), ("bench", "speed.png"), ("bench plan", "plan.json"),
+        ("bench storage", "tracking.json"), ("bench --gpu=h100", "gpu.json"),
+        ("claims scales", "results.json"), ("claims scales", "scales.png"),
+        ("demo", "bf16.png"),
+    ],
+)  # fmt: skip
+def test_a_folder_in_the_place_of_a_result_is_refused_before_the_work(
+    command, name, tmp_path, monkeypatch, capsys
+):
+    module = importlib.import_module(cli.COMMANDS[command.split()[0]][0])
+    monkeypatch.setattr(module, "run", interrupt)
+    (tmp_path / name).mkdir()
+    assert cli.main([*command.split(), f"--out={tmp_path}"]) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert f"{tmp_path / name} is a folder" in stderr
+    (tmp_path / name).rmdir()
+    assert cli.main([*command.split(), f"--out={tmp_path}"]) == 130, "it did not begin"
+
+
+@pytest.mark.parametrize("target", ["", "nowhere/state.safetensors"])
+def test_a_target_that_cannot_be_written_is_refused_before_the_work(
+    target, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(convert, "run", interrupt)
+    assert cli.main(["convert", "run.pt", str(tmp_path / target)]) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert "argument target: " in stderr
+    assert cli.main(["convert", "run.pt", str(tmp_path / "state.safetensors")]) == 130
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_a_command_says_how_long_it_takes(command, monkeypatch, capsys):
+    duration = cli.COMMANDS[command][2]
+    assert cli.main([command, "--help"]) == 0
+    assert f"takes {duration}" in capsys.readouterr().out
+    module = importlib.import_module(cli.COMMANDS[command][0])
+    monkeypatch.setattr(module, "run", interrupt)
+    arguments = [command, *(["a.pt", "b.safetensors"] if command == "convert" else [])]
+    for quiet, shown in (
+        (["--quiet"], ""),
+        ([], f"rmsprop-jax {command}: {duration}\n"),
+    ):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        assert cli.main([*arguments, *quiet]) == 130
+        stderr = capsys.readouterr().err
+        assert stderr == shown + "rmsprop-jax: interrupted\n"
 
 
 @pytest.mark.parametrize(
