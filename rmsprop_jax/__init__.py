@@ -3,6 +3,8 @@
 `rmsprop` is the optimizer, `scale_by_rms` its division alone, `decay` has schedules.
 """
 
+from . import _interrupt as _interrupt  # isort: split
+
 from optax import ScaleByRmsState as ScaleByRmsState
 
 from . import convert as convert
@@ -15,5 +17,19 @@ from . import storage as storage
 from ._rmsprop import rmsprop as rmsprop
 from ._state import RmsState as RmsState
 from ._transform import scale_by_rms as scale_by_rms
+
+__all__ = [
+    "RmsState",
+    "ScaleByRmsState",
+    "convert",
+    "decay",
+    "diagnostics",
+    "dialects",
+    "rmsprop",
+    "rounding",
+    "scale_by_rms",
+    "sharding",
+    "storage",
+]
 
 __version__ = "0.2.0"

@@ -134,6 +134,14 @@ def arrays(name: str, tree: Any) -> None:
             )
 
 
+def instance(name: str, value: Any, kind: Any, wanted: str) -> None:
+    """Raises unless `value` is of a class, or one of several."""
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"`{name}` must be {wanted}, got {value!r:.80} ({type(value).__name__})."
+        )
+
+
 def transformation(name: str, value: Any) -> None:
     """Raises unless `value` is a transformation, not the function that makes one."""
     if not callable(getattr(value, "init", None)):

@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from . import _checks, _format
+from . import _format
 from ._format import LOWEST, Format, is_code
 from ._state import RmsState
 
@@ -32,7 +33,8 @@ def decode(tree: Any, nu_dtype: Any = None) -> Any:
       The same tree; an `RmsState` has `lowest` None then.
 
     Raises:
-      TypeError: if `nu_dtype` is no dtype of a `nu`.
+      TypeError: if `nu_dtype` is no dtype of a `nu`, or not that of any array here, or
+        no array is of a dtype that a `nu` can have.
 
     Example:
       >>> import jax.numpy as jnp
@@ -51,7 +53,10 @@ def decode(tree: Any, nu_dtype: Any = None) -> Any:
         nu = jax.tree.map(partial(values, lowest=lowest), node.nu)
         return node._replace(nu=nu, lowest=None)
 
-    return _of_states(of, tree)
+    decoded = _of_states(of, tree)
+    nus = [state.nu for state in _states_in(tree)]
+    _format.same("nu_dtype", form, "tree", nus or tree)
+    return decoded
 
 
 def encode(tree: Any, nu_dtype: Any) -> Any:
@@ -70,7 +75,8 @@ def encode(tree: Any, nu_dtype: Any) -> Any:
       other options.
 
     Raises:
-      TypeError: if `nu_dtype` is no dtype of a `nu`, or an array is of codes already.
+      TypeError: if `nu_dtype` is no dtype of a `nu`, an array is of codes already, or
+        the tree is a state of Optax's.
 
     Example:
       >>> import jax.numpy as jnp
@@ -79,10 +85,18 @@ def encode(tree: Any, nu_dtype: Any) -> Any:
       {'w': Array([149, 176], dtype=uint8)}
     """
     form = _format.as_format("nu_dtype", nu_dtype, unsigned=True)
+    of_optax = list(filter(_is_optax, jax.tree.leaves(tree, is_leaf=_is_optax)))
+    if of_optax and not _states_in(tree):
+        raise TypeError(
+            f"`tree` has a {type(of_optax[0]).__name__}, whose nu is never of codes: "
+            "`rmsprop_jax.convert.migrate(state, tx, params)` makes a state of it."
+        )
 
     def stored(value: Any) -> Any:
         if is_code(value.dtype):
             raise TypeError(f"`tree` has {value.dtype}: `decode` it first.")
+        if not jnp.issubdtype(value.dtype, jnp.inexact):
+            return value  # the buffer of an integer leaf
         return nearest(value, form)
 
     def of(node: Any) -> Any:
@@ -97,10 +111,9 @@ def encode(tree: Any, nu_dtype: Any) -> Any:
 
 def _of_states(function: Any, tree: Any) -> Any:
     """Maps the states of RMSProp in a tree; where there are none, its arrays."""
-    nodes = jax.tree.leaves(tree, is_leaf=_is_state)
-    states = any(map(_is_state, nodes))
+    states = _states_in(tree)
     if not states:
-        _checks.arrays("tree", tree)
+        _format.storable("tree", tree)
     return jax.tree.map(
         lambda x: function(x) if _is_state(x) or not states else x,
         tree,
@@ -108,8 +121,16 @@ def _of_states(function: Any, tree: Any) -> Any:
     )
 
 
+def _states_in(tree: Any) -> list[RmsState]:
+    return list(filter(_is_state, jax.tree.leaves(tree, is_leaf=_is_state)))
+
+
 def _is_state(node: Any) -> bool:
     return isinstance(node, RmsState)
+
+
+def _is_optax(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByRmsState | optax.ScaleByAdamState)
 
 
 def lowest_of(form: Format) -> jax.Array | None:

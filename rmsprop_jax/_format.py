@@ -65,6 +65,8 @@ def uint8(lowest: float = 2.0**-44) -> Format:
       dtype('uint8')
     """
     _checks.number("lowest", lowest, "a number")
+    if np.ndim(lowest):
+        raise TypeError(f"`lowest` must be one number, got {lowest!r}.")
     lowest = float(lowest)
     if not 2.0**-126 <= lowest <= 2.0**64:
         raise ValueError(
@@ -112,6 +114,31 @@ def as_format(name: str, dtype: Any, *, unsigned: bool = False) -> Format:
             'jax.config.update("jax_enable_x64", True) first, or use float32.'
         )
     return Format(dtype) if form is None else form
+
+
+def storable(what: str, tree: Any) -> None:
+    """Raises for a tree of other things than arrays, or without one that can be `nu`.
+
+    Others, such as the buffers of integer leaves, may be beside it.
+    """
+    _checks.arrays(what, tree)
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree)]
+    found = [x for x in dtypes if jnp.issubdtype(x, jnp.inexact) or str(x) in _UNSIGNED]
+    if dtypes and not found:
+        raise TypeError(
+            f"`{what}` has {dtypes[0]}, which is no dtype of a `nu`; those are "
+            f"{', '.join(_UNSIGNED)}."
+        )
+
+
+def same(name: str, form: Format, what: str, tree: Any) -> None:
+    """Raises if a form is given, and there are arrays, but none in it."""
+    found = [leaf.dtype for leaf in jax.tree.leaves(tree)]
+    if found and form.dtype is not None and form.dtype not in found:
+        raise TypeError(
+            f"`{name}` is {form.dtype}, but `{what}` has {found[0]}: leave "
+            f"`{name}` out, or give the one that it was made with."
+        )
 
 
 def is_narrow(form: Format) -> bool:

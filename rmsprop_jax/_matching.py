@@ -21,9 +21,9 @@ def same_tree(what: str, tree: Any, other: str, reference: Any) -> list[Any]:
     try:
         references = treedef.flatten_up_to(reference)
     except ValueError:
-        ours = {jax.tree_util.keystr(path) for path, _ in leaves}
+        ours = {jax.tree_util.keystr(path) or "an array" for path, _ in leaves}
         theirs = {
-            jax.tree_util.keystr(path)
+            jax.tree_util.keystr(path) or "an array"
             for path, _ in jax.tree_util.tree_leaves_with_path(reference)
         }
         differences = [
@@ -82,10 +82,15 @@ def wrong_centring(centered: bool) -> ValueError:
     )
 
 
+def is_number(leaf: Any) -> bool:
+    """Whether a leaf is an array or a Python number."""
+    return hasattr(leaf, "dtype") or isinstance(leaf, int | float | complex)
+
+
 def array_leaves(what: str, tree: Any) -> None:
     """Raises for the first leaf of `tree` that is neither an array nor a number."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
+        if not is_number(leaf):
             raise not_floating(what, path, leaf)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import _bits, _grid, _leaves, _matching, storage
+from . import _bits, _grid, _leaves, _matching, _store
 from ._placement import placed
 
 FORMS = ("stochastic", "remainder")
@@ -38,10 +38,11 @@ def round_params(
     *,
     form: Literal["stochastic", "remainder"] = "stochastic",
 ) -> optax.GradientTransformation:
-    r"""Makes updates that move parameters of 16 or 8 bits without bias.
+    """Makes updates that move parameters of 16 or 8 bits without bias.
 
-    .. math::
-      u_t \leftarrow \text{round}(\theta_{t-1} + u_t) - \theta_{t-1}
+    ::
+
+        u ← round(θ + u) − θ
 
     Nearest rounding leaves a parameter in bfloat16 where it is if the update is under
     1/512 of it. Put this last in the chain: whatever scales or changes its updates
@@ -166,4 +167,4 @@ def _rounded(
     target = _grid.weight(p, remainder, grid) + u
     d, remainder = _grid.step_and_remainder(p, u, target, bits, grid)
     remainder = remainder.astype(jnp.int8)
-    return storage.tied(d, remainder).astype(dtype), remainder
+    return _store.tied(d, remainder).astype(dtype), remainder

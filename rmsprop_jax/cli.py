@@ -1,15 +1,13 @@
 """The command line: `rmsprop-jax COMMAND`, or `python -m rmsprop_jax COMMAND`."""
 
 import argparse
-import contextlib
 import importlib
 import io
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import __version__
+from . import __version__, _interrupt
 
 # By name: the module, which has `add_arguments(parser)` and `run(arguments) -> int`
 # and is imported only when its command is used, and one line of help.
@@ -32,9 +30,6 @@ COMMANDS = {
     ),
 }
 
-INTERRUPTED = 130
-"""The exit status of a process that Ctrl-C ended: 128 + SIGINT."""
-
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -48,8 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
       argv: the arguments after the program's name; by default those of the process.
     """
-    is_process = argv is None
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        with _interrupt.cleaning_up():
+            return _run(sys.argv[1:])
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        sys.stderr.write(_interrupt.LINE)
+        return _interrupt.STATUS
+
+
+def _run(argv: Sequence[str]) -> int:
     _replace_what_cannot_be_encoded()
     try:
         parser = _parser(argv)
@@ -60,15 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.run(arguments)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
-    except KeyboardInterrupt:
-        with contextlib.suppress(OSError):
-            print("rmsprop-jax: interrupted", file=sys.stderr)
-        if is_process:
-            # Without Python's clean-up, which crashes while XLA's threads compute.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(INTERRUPTED)
-        return INTERRUPTED
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

@@ -3,9 +3,13 @@
 import ast
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
+
+from rmsprop_jax import rmsprop
 
 PACKAGE = Path(__file__).parent.parent / "rmsprop_jax"
 
@@ -23,14 +27,15 @@ MAP = {
         "_leaves",
         "_matching",
         "_placement",
-        "storage",
+        "_store",
     },
-    "rounding": {"_bits", "_checks", "_grid", "_round_params"},
+    "rounding": {"_bits", "_checks", "_grid", "_matching", "_round_params"},
     "_state": set(),
     "_format": {"_checks"},
-    "_codes": {"_checks", "_format", "_state"},
+    "_codes": {"_format", "_state"},
     "_leaves": {"_matching"},
-    "storage": {"_checks", "_codes", "_format", "_grid", "_leaves"},
+    "_store": {"_codes", "_format", "_grid", "_leaves"},
+    "storage": {"_store", "_checks", "_codes", "_format"},
     "decay": {"_checks"},
     "_rms": {
         "_bits",
@@ -39,7 +44,7 @@ MAP = {
         "_matching",
         "_placement",
         "_state",
-        "storage",
+        "_store",
         "decay",
     },
     "_transform": {"_rms", "_signature"},
@@ -52,9 +57,16 @@ MAP = {
     "sharding._inside": {"_parts", "_pieces", "_placement", "_program"},
     "sharding._zero_state": {"_checks", "_inside", "_parts", "_placement"},
     "sharding._zero": {"_checks", "_inside", "_matching", "_parts", "_zero_state"},
-    "sharding._follow": {"_checks", "_placement"},
+    "sharding._follow": {"_checks", "_matching", "_placement"},
     "sharding.__init__": {"_follow", "_zero", "_zero_state"},
-    "_chain": {"_bits", "_checks", "_leaves", "_matching", "_placement", "storage"},
+    "_chain": {
+        "_bits",
+        "_checks",
+        "_leaves",
+        "_matching",
+        "_placement",
+        "_store",
+    },
     "_weight_decay": {"_chain", "_checks", "_leaves", "_matching"},
     "_rmsprop": {
         "_checks",
@@ -64,7 +76,7 @@ MAP = {
         "_signature",
         "_state",
         "_weight_decay",
-        "storage",
+        "_store",
     },
     "dialects._dialect": {"_checks", "_injection", "_signature", "_rmsprop"},
     "dialects._table": {"_signature"},
@@ -83,10 +95,11 @@ MAP = {
         "_timm",
         "_torch",
     },
-    "convert._files": set(),
-    "convert._record": {"_leaves", "dialects", "storage", "_state", "_rmsprop"},
+    "_install": set(),
+    "convert._files": {"_install"},
+    "convert._record": {"_leaves", "dialects", "_store", "_state", "_rmsprop"},
     "convert._origins": {"_record"},
-    "convert._names": {"_origins", "_record"},
+    "convert._names": {"_checks", "_origins", "_record"},
     "convert._moving": {"_names", "_origins", "_record"},
     "convert._continued": {"_record"},
     "convert._torch_files": {"_files"},
@@ -118,8 +131,9 @@ MAP = {
         "_torch",
         "_torch_files",
     },
-    "convert._resume": {"_record"},
+    "convert._resume": {"_checks", "_record"},
     "convert._api": {
+        "_checks",
         "_continued",
         "_files",
         "_moving",
@@ -131,7 +145,7 @@ MAP = {
         "_sources",
         "_torch",
     },
-    "convert._translate": {"_api", "_record"},
+    "convert._translate": {"_api", "_checks", "_record", "_resume"},
     "convert._restored": {"_leaves", "_record", "_rms"},
     "convert._elements": {"_leaves", "_record"},
     "convert._memory": {"_elements"},
@@ -144,7 +158,8 @@ MAP = {
         "_optax",
         "_record",
         "_restored",
-        "storage",
+        "_store",
+        "_resume",
     },
     "convert.__init__": {
         "_api",
@@ -171,13 +186,14 @@ MAP = {
         "_writing",
     },
     "checkpoint.__init__": {"_checkpoints", "_reading"},
-    "diagnostics._spectrum": {"storage"},
+    "diagnostics._spectrum": {"_store", "storage"},
     "diagnostics._trees": {"_leaves", "_matching", "_placement", "convert", "sharding"},
     "diagnostics._values": {
         "_checks",
         "_leaves",
         "_spectrum",
         "_trees",
+        "_store",
         "storage",
     },
     "diagnostics._watch": {
@@ -188,9 +204,15 @@ MAP = {
         "_values",
         "dialects",
     },
-    "diagnostics._show": {"_trees", "_values", "convert"},
-    "diagnostics._finder": {"_checks"},
-    "diagnostics._pictures": {"_finder", "_show", "_values", "convert"},
+    "diagnostics._show": {"_checks", "_trees", "_values", "convert"},
+    "diagnostics._finder": {"_checks", "_matching"},
+    "diagnostics._pictures": {
+        "_checks",
+        "_finder",
+        "_show",
+        "_values",
+        "convert",
+    },
     "diagnostics.__init__": {
         "_finder",
         "_pictures",
@@ -199,7 +221,9 @@ MAP = {
         "_values",
         "_watch",
     },
+    "_interrupt": set(),
     "__init__": {
+        "_interrupt",
         "_state",
         "convert",
         "decay",
@@ -267,11 +291,19 @@ def test_the_core_needs_jax_and_optax_only():
         "difflib",
         "functools",
         "inspect",
+        "importlib",
         "itertools",
+        "json",
         "math",
         "operator",
+        "os",
+        "pathlib",
+        "signal",
+        "sys",
+        "threading",
         "types",
         "typing",
+        "urllib",
         "zlib",
     }
     for name in CORE:
@@ -331,3 +363,24 @@ def test_an_import_starts_no_device():
         "assert not xla_bridge.backends_are_initialized()"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_plain_update_is_a_short_way():
+    tx, grads = rmsprop(0.1), {"w": jnp.ones(3)}
+    state, way = tx.init(grads), []
+
+    def entered(frame, event, _):
+        code = frame.f_code
+        if event == "call" and str(PACKAGE) in code.co_filename:
+            way.append((code.co_filename, code.co_qualname))
+
+    sys.setprofile(entered)
+    try:
+        tx.update(grads, state, grads)
+    finally:
+        sys.setprofile(None)
+    files = [file for file, _ in way]
+    functions = {entry for entry in way if not entry[1].endswith(">")}
+    assert len(set(files)) <= 5
+    assert len(functions) <= 16
+    assert 1 + sum(a != b for a, b in pairwise(files)) <= 14

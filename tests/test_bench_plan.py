@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rmsprop_jax import cli
+from rmsprop_jax import _install, cli
 from rmsprop_jax.bench import plan, plan_models, plan_programs, plan_tables, results
 
 STORED = Path(__file__).parent.parent / "notebooks" / "results" / "plan.json"
@@ -99,7 +99,7 @@ def test_without_libtpu_it_says_what_to_install(capsys, monkeypatch, tmp_path):
     stdout, stderr = capsys.readouterr()
     assert not stdout
     assert stderr.count("\n") == 1
-    assert "rmsprop-jax[tpu]" in stderr
+    assert _install.command("tpu") in stderr
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from rmsprop_jax import cli
+from rmsprop_jax import _install, cli
 from rmsprop_jax.bench import (
     cells,
     comparison,
@@ -487,7 +487,7 @@ def test_a_missing_extra_says_what_to_install(package, option, extra, tmp_path):
     )
     assert done.returncode == 1
     assert package in done.stderr
-    assert f"pip install 'rmsprop-jax[{extra}]'" in done.stderr
+    assert _install.command(extra) in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 

@@ -3,14 +3,17 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import rmsprop_jax
-from rmsprop_jax import cli
+from rmsprop_jax import _install, cli
 from rmsprop_jax.demo import command as demo
 from rmsprop_jax.demo import files, train
 
@@ -267,7 +270,7 @@ def test_a_missing_extra_says_what_to_install(package, tmp_path):
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "pip install 'rmsprop-jax[demo]'" in done.stderr
+    assert _install.command("demo") in done.stderr
     assert package in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -320,6 +323,75 @@ def compile_training(*args):
 train.compile_training = compile_training
 sys.exit(cli.main())
 """
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "last"),
+    [
+        ("wait()", 130, "rmsprop-jax: interrupted"),
+        ("while True:\n        with suppress(KeyboardInterrupt): wait()", 130,
+         "rmsprop-jax: interrupted"),
+        ("try: wait()\n    except KeyboardInterrupt: raise ValueError", 130,
+         "rmsprop-jax: interrupted"),
+        ("del gc.callbacks[:]; gc.callbacks.append(lambda *_: wait()); gc.collect(); "
+         "later.join(); time.sleep(60)", 130, "rmsprop-jax: interrupted"),
+        ("raise ValueError('of ours')", 1, "ValueError: of ours"),
+        ("return 3", 3, ""),
+    ],
+    ids=["raised", "lost", "another", "in gc", "no interrupt", "done"],
+)  # fmt: skip
+def test_ctrl_c_ends_it_whatever_becomes_of_the_exception(body, status, last):
+    program = f"""
+import gc, os, signal, sys, threading, time
+from contextlib import suppress
+from rmsprop_jax import cli
+
+later = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+
+def wait():
+    later.ident or later.start()
+    time.sleep(60)
+
+def run(argv):
+    {body}
+
+cli._run = run
+sys.exit(cli.main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stderr.splitlines()[-1:] == ([last] if last else [])
+    assert status == 1 or "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_thirty_moments(tmp_path):
+    """While modules are imported, programs traced and compiled, and nets trained.
+
+    Earlier than the first of them it is Python itself that starts.
+    """
+    small = ("--task=digits", "--steps=20", "--seeds=2", "--lrs=1e-2")
+    command = [sys.executable, "-m", "rmsprop_jax", "demo", *small, f"--out={tmp_path}"]
+    alive, late = 0, []
+    for moment in np.geomspace(0.25, 8, 30):
+        process = subprocess.Popen(
+            [*command, "--optimizers=rmsprop"], text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        time.sleep(moment)
+        alive += process.poll() is None
+        process.send_signal(signal.SIGINT)
+        began = time.perf_counter()
+        _, stderr = process.communicate(timeout=60)
+        if process.returncode:
+            late.append(time.perf_counter() - began)
+            assert process.returncode == 130, (moment, stderr)
+            assert stderr.endswith("rmsprop-jax: interrupted\n"), (moment, stderr)
+            assert "Traceback" not in stderr, (moment, stderr)
+    assert alive >= 10
+    assert max(late) < 4, late  # 2 by itself; the tests beside it take their part
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])

@@ -496,7 +496,9 @@ def test_without_an_extra_one_line_says_what_to_install(module, monkeypatch):
     for name in [m for m in sys.modules if m.split(".")[0] == module]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf"needs {module}.*: pip install 'rmsprop"):
+    with pytest.raises(
+        ImportError, match=rf"needs {module}.*: pip install '.*\[demo\]'"
+    ):
         show[module]()
 
 

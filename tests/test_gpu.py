@@ -268,7 +268,7 @@ def test_without_the_plugin_it_says_what_to_install(capsys, monkeypatch, tmp_pat
     assert cli.main(["bench", "--gpu=h100", f"--out={tmp_path}"]) == 1
     stderr = capsys.readouterr().err
     assert stderr.count("\n") == 1
-    assert "rmsprop-jax[gpu]" in stderr
+    assert "[gpu]'" in stderr
     assert f"pip install --no-deps jax-cuda13-plugin=={jax.__version__} " in stderr
 
 

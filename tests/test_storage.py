@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from rmsprop_jax import (
     _bits,
     _codes,
+    _store,
     convert,
     dialects,
     rmsprop,
@@ -54,7 +55,7 @@ def test_every_code_reads_as_a_number_that_is_written_as_that_code(dtype):
     assert finite.sum() == {"uint16": 2**16 - 2**8, "uint8": 256}[dtype]
     assert (np.diff(np.asarray(values)[finite]) > 0).all()
     for step in range(5):
-        again = storage.write(values, codes, bits_of(step))
+        again = _store.write(values, codes, bits_of(step))
         np.testing.assert_array_equal(again[finite], codes[finite])
     if dtype == "uint8":
         assert values[0] == 2.0**-44
@@ -79,7 +80,7 @@ def test_writing_has_no_bias(dtype):
     old = scale_by_rms(nu_dtype=dtype).init(values).nu
     steps = 4000
     written = jax.vmap(
-        lambda step: storage.decode(storage.write(values, old, bits_of(step)))
+        lambda step: storage.decode(_store.write(values, old, bits_of(step)))
     )(jnp.arange(steps))
     ratio = np.asarray(written, np.float64) / np.asarray(values, np.float64)
     assert np.abs(ratio.mean(0) - 1).max() < 5 * STEP[dtype] / 2 / np.sqrt(steps)

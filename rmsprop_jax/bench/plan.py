@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from .. import _install
 from ..demo.command import add_output, needed
 from .plan_models import DTYPES, LAYOUTS, MODELS, OPTIMIZERS, TOY, WHOLES
 from .speed import names_of
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             found = _measured(arguments, show)
     except ModuleNotFoundError as error:
         if error.name == "libtpu":
-            return _fail("needs libtpu: pip install 'rmsprop-jax[tpu]'")
+            return _fail(f"needs libtpu: {_install.command('tpu')}")
         return _fail(needed(error, "bench"))
     plan_tables.show(found)
     seconds = time.perf_counter() - began

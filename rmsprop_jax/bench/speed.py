@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from .. import _install
 from ..demo.command import add_output, needed
 from .gpus import GPUS
 from .rows import BASE, ROWS, installed
@@ -25,8 +26,8 @@ compiled ahead of time without one, exactly. Writes tpu.json or gpu.json.
 """
 
 NEEDED = {
-    "tpu": "libtpu: pip install 'rmsprop-jax[tpu]'",
-    "gpu": "JAX's CUDA plugin: pip install 'rmsprop-jax[gpu]', or what compiles only: "
+    "tpu": "libtpu: {install}",
+    "gpu": "JAX's CUDA plugin: {install}, or what compiles only: "
     "pip install --no-deps {light}",
 }
 """What each option needs, and how to get it."""
@@ -134,7 +135,8 @@ def _facts(option: str, arguments: argparse.Namespace, show: Any) -> dict[str, A
 def _needed_for(option: str) -> str:
     from .targets import light_list
 
-    return NEEDED[option].format(light=" ".join(light_list()))
+    install, light = _install.command(option), " ".join(light_list())
+    return NEEDED[option].format(install=install, light=light)
 
 
 def _measured(arguments: argparse.Namespace, show: Any) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def settings(given: Any) -> dict[str, Any] | None:
     """Returns settings as they will be when they were read.
 
     Raises:
-      TypeError: if they are no dictionary.
+      TypeError: if they are no dictionary, or one has no text but its address.
     """
     if given is None:
         return None
@@ -71,7 +71,17 @@ def settings(given: Any) -> dict[str, Any] | None:
         raise TypeError(
             f"`settings` must be a dictionary of names and values, got {given!r}."
         )
-    return json.loads(json.dumps(dict(given), default=str))
+    return json.loads(json.dumps(dict(given), default=_text))
+
+
+def _text(value: Any) -> str:
+    """Returns the text of a setting, which a later run can compare."""
+    if " at 0x" in (text := str(value)):
+        raise TypeError(
+            f"`settings` has {text}, which is another in every process: give its name, "
+            "or its numbers."
+        )
+    return text
 
 
 def _check_keys(given: Any) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .. import _checks
 from . import _files, _ours, _torch
 from ._continued import made
 from ._moving import Weights, from_tree, to_tree
@@ -31,7 +32,7 @@ from ._record import (
     present,
     total_of,
 )
-from ._resume import counted, transposed_in, tree_of
+from ._resume import MOST_STEPS, counted, transposed_in, tree_of
 from ._sources import check_suffix, content_of, default_rule, module_of, read
 
 
@@ -143,6 +144,8 @@ def load(
       >>> print(again.places[0][1])
       fc.weight, transposed
     """
+    if step is not None:
+        step = _checks.integer("step", step, 0, MOST_STEPS)
     known, params = transposed_in(params), tree_of(params)
     record = read(source, framework, names, hyperparameters)
     record = record if step is None else record._replace(step=step)
@@ -286,6 +289,7 @@ def save(
       >>> convert.load(path, params).dialect
       'keras'
     """
+    _checks.instance("target", target, str | os.PathLike, "the path of a file")
     path, step = Path(target), counted(params, step)
     known, params = transposed_in(params), tree_of(params)
     record = drained(state, params, dialect, hyperparameters, step)
@@ -492,8 +496,8 @@ def drained(
         buffers = [record.slots[name].momentum is not None for name in group.names]
         if buffers and moves != any(buffers):
             raise ValueError(
-                f"The hyperparameters have {'a' if moves else 'no'} momentum, and the "
-                f"state has {'one' if any(buffers) else 'none'}: give those of the run."
+                f"`hyperparameters` has {'a' if moves else 'no'} `momentum`, and "
+                f"`state` {'one' if any(buffers) else 'none'}: give those of the run."
             )
     leaves = names_of(params)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves.values()):

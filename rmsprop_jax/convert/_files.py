@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import _install
+
 # Unpacked, a file may have this many times its bytes, or this many bytes at all.
 GROWTH, SMALL = 20, 1 << 26
 
@@ -117,8 +119,14 @@ def rezipped(path: Path, old: bytes, new: Mapping[str, bytes]) -> None:
             )
 
 
-def needed(module: str, what: str, install: str) -> Any:
+def needed(module: str, what: str, install: str = "", extra: str = "") -> Any:
     """Returns a module that is not a dependency of the package.
+
+    Args:
+      module: its name.
+      what: needs it, in words.
+      install: what to give to pip.
+      extra: of this package, in its place.
 
     Raises:
       ImportError: that says what needs it and how to install it.
@@ -126,7 +134,8 @@ def needed(module: str, what: str, install: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{what} needs {module}: pip install {install}") from error
+        how = _install.command(extra) if extra else f"pip install {install}"
+        raise ImportError(f"{what} needs {module}: {how}") from error
 
 
 def nest(content: dict[Any, Any], path: list[Any], value: Any) -> None:

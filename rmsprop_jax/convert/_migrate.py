@@ -7,14 +7,13 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from .. import _checks, storage
+from .. import _checks, _store
 from . import _adam, _restored
 from ._elements import has_counts, nodes, steps_done, with_others
 from ._memory import in_default_memory, in_memory_of
 from ._optax import follows_the_rate
 from ._record import STATES, Group, drain, fill, names_of
-
-_MOST_STEPS = 2**31 - 1
+from ._resume import MOST_STEPS
 
 
 def migrate(
@@ -91,14 +90,12 @@ def migrate(
                 "`state` or `params` are traced: call `migrate` outside of `jax.jit`, "
                 "once, before the run goes on."
             )
-    step = None if step is None else _checks.integer("step", step, 0, _MOST_STEPS)
+    step = None if step is None else _checks.integer("step", step, 0, MOST_STEPS)
     for name, value in {"decay": decay, "b1": b1}.items():
         if value is not None:
             _checks.number(name, value, "in [0, 1)")
     if learning_rate is not None:
         _checks.number("learning_rate", learning_rate, "finite and greater than 0")
-    storage.as_format("nu_dtype", nu_dtype, unsigned=True)
-    storage.as_format("old_nu_dtype", old_nu_dtype, unsigned=True)
     fresh = _initial("tx", tx, params)
     if old_tx is not None:
         state = _restored.like(state, _initial("old_tx", old_tx, params))
@@ -115,6 +112,13 @@ def migrate(
     if is_for_adam:
         rate = _rate_of(state, b1, learning_rate)
         target = _adam.standing_in(fresh, b1, rate is not None)
+    for name, dtype, what, tree in (
+        ("old_nu_dtype", old_nu_dtype, "state", given),
+        ("nu_dtype", nu_dtype, "tx", fresh),
+    ):
+        form = _store.as_format(name, dtype, unsigned=True)
+        nus = [x.nu for _, x in nodes(tree) if getattr(x, "nu", None) is not None]
+        _store.same(name, form, what, nus)
     names = _checked_names(state, target)
     _check_momentum(state, target)
     if any("WithCount" in type(x).__name__ for _, x in (*nodes(state), *nodes(target))):

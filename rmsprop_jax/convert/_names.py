@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from .. import _checks
 from ._origins import Problem
 from ._record import Record, names_of
 
 _GATES = {"i": 0, "f": 1, "g": 2, "o": 3}  # torch's order; GRUs are not LSTMs
 _TRANSPOSED = re.compile(r"transpose|deconv|(^|[/._])(up|tconv)", re.IGNORECASE)
+_IMAGES = "a dictionary of (C, H, W) or None"
 _CONVOLUTION = re.compile(r"(^|[/._])conv(_?\d+)?([/._]|$)", re.IGNORECASE)
 
 
@@ -71,6 +73,18 @@ class Rule:
         by_path: Mapping[str, str] | None = None,
     ) -> None:
         """Keeps the arguments of the functions below."""
+        for name, given, kind, wanted in (
+            ("rename", rename, Mapping, "a dictionary from paths to names"),
+            ("channels_first", channels_first, Mapping, _IMAGES),
+            ("transposed", transposed, Collection, "the paths of modules"),
+        ):
+            _checks.instance(name, given, kind | None, wanted)
+            paths = [0] if isinstance(given, str) else given or ()
+            if not all(isinstance(path, str) for path in paths):
+                raise TypeError(f"`{name}` must be {wanted}, got {given!r}.")
+        for image in (channels_first or {}).values():
+            if image is not None and np.shape(image) != (3,):
+                raise TypeError(f"`channels_first` must be {_IMAGES}, got {image!r}.")
         self._is_torch, self._rename, self._by_path = is_torch, rename or {}, by_path
         self._images, self._transposed = channels_first, transposed
         self.assumed: list[str] = []

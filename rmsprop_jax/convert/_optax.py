@@ -34,7 +34,7 @@ def read(
     averages = [node for node in nodes.values() if "nu" in node]
     if len(averages) != 1:
         raise ValueError(
-            f"It has {len(averages)} states with a `nu` where one is expected: RMSProp "
+            f"`source` has {len(averages)} states with a `nu`, not one: RMSProp "
             "in a chain. Of a partition pass each label's, with its part of the tree. "
             f"Found {', '.join(nodes)}."
         )

@@ -6,7 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import _checks
 from ._record import names_of
+
+MOST_STEPS = 2**31 - 1
+"""Steps that a count can hold."""
 
 
 def resume(target: Any, restored: Any) -> Any:
@@ -46,6 +50,8 @@ def resume(target: Any, restored: Any) -> Any:
     """
     from flax import nnx  # here, because it takes a second
 
+    if not hasattr(restored, "optimizer"):
+        raise TypeError(f"`restored` must be what `load` returned, got {restored!r}.")
     if restored.step is None:
         raise ValueError(
             "The source does not say how many updates were done: give `step` to load()."
@@ -108,8 +114,10 @@ def tree_of(params: Any) -> Any:
 
 
 def counted(params: Any, step: int | None) -> int | None:
-    """Returns the step that is given, or that of a `TrainState`."""
-    return int(params.step) if step is None and _is_train_state(params) else step
+    """Returns the step that is given, checked, or that of a `TrainState`."""
+    if step is not None:
+        return _checks.integer("step", step, 0, MOST_STEPS)
+    return int(params.step) if _is_train_state(params) else None
 
 
 def transposed_in(params: Any) -> tuple[str, ...] | None:

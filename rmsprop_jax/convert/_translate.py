@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import _checks
 from ._api import drained
 from ._record import Group, Record, arguments_of, check_count, fill, maker, present
+from ._resume import counted
 
 _COUNTED = ("learning_rate", "decay", "bias_correction")
 
@@ -53,7 +55,12 @@ def translate(
       >>> old, new = {"lr": 0.1, "alpha": 0.9}, {"learning_rate": 0.1, "alpha": 0.9}
       >>> mlx_state = convert.translate(state, params, "torch", old, "mlx", new)
     """
-    record = drained(state, params, dialect, hyperparameters, step)
+    _checks.instance("to_hyperparameters", to_hyperparameters, Mapping, "a dictionary")
+    try:
+        maker(to)(**to_hyperparameters)
+    except ValueError as error:
+        raise ValueError(str(error).replace("`dialect`", "`to`")) from error
+    record = drained(state, params, dialect, hyperparameters, counted(params, step))
     old, new = _rule(dialect, hyperparameters), _rule(to, to_hyperparameters)
     check_count(record, {key: new[key] for key in _COUNTED})
     factor = 1.0

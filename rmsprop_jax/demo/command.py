@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .. import _install
 from .optimizers import LABELS, make_optimizers
 
 # By task: steps and batch size.
@@ -21,7 +22,7 @@ FILES: tuple[str, ...] = ("curves.png", "bf16.png", "results.json")
 """What a run of all tasks writes into its folder."""
 
 EXTRA = ("matplotlib", "mnist1d", "orbax", "rich", "scipy", "sklearn")
-"""The packages that only `pip install 'rmsprop-jax[demo]'` brings."""
+"""The packages that only the extras bring."""
 
 DESCRIPTION = """\
 Train a small convolutional net on scikit-learn's handwritten digits and a character
@@ -215,7 +216,7 @@ def needed(error: ModuleNotFoundError, extra: str) -> str:
     """Says what to install; raises the error if it is not about an extra's package."""
     if error.name is None or error.name.split(".")[0] not in EXTRA:
         raise error
-    return f"needs {error.name}: pip install 'rmsprop-jax[{extra}]'"
+    return f"needs {error.name}: {_install.command(extra)}"
 
 
 def folder(string: str) -> Path:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .. import _checks
+from .. import _checks, _matching
 
 
 class Sweep(NamedTuple):
@@ -86,6 +86,7 @@ def sweep_rates(
             "`make_tx` must be the function that makes the optimizer of a rate, such "
             f"as `rmsprop`, got {type(make_tx).__name__}."
         )
+    _checks.instance("loss", loss, Callable, "a function of parameters and a batch")
     lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
     if not rates or len(lengths) != 1 or lengths & {(), (0,)}:
         raise ValueError(
@@ -98,6 +99,7 @@ def sweep_rates(
 
     def train(params: Any, batches: Any, rate: jax.Array) -> jax.Array:
         tx = make_tx(rate)
+        _checks.transformation("make_tx(rate)", tx)
 
         def step(carry: Any, batch: Any) -> tuple[Any, jax.Array]:
             params, state = carry
@@ -107,6 +109,8 @@ def sweep_rates(
 
         return jax.lax.scan(step, (params, tx.init(params)), batches)[1]
 
+    _matching.array_leaves("params", params)
+    params = jax.tree.map(jnp.asarray, params)
     first = jax.eval_shape(
         lambda batches: jax.tree.map(lambda x: x[0], batches), batches
     )
@@ -123,7 +127,6 @@ def sweep_rates(
             batch_size=min(at_once or len(rates), len(rates)),
         )
 
-    params = jax.tree.map(jnp.asarray, params)
     found = run(params, batches, jnp.asarray(rates, jnp.float32))
     untrained, losses = (np.asarray(x, float) for x in found)
     return _judged(np.asarray(rates), losses, untrained)
@@ -132,6 +135,8 @@ def sweep_rates(
 def _checked(rates: Any) -> list[float]:
     """Returns the learning rates, which float32 has to hold."""
     try:
+        if any(np.asarray(x).dtype.kind in "bSU" for x in jax.tree.leaves(rates)):
+            raise TypeError  # NumPy would read them
         rates = np.atleast_1d(np.asarray(rates, float)).tolist()
     except (TypeError, ValueError) as error:
         raise TypeError(f"`rates` must be numbers, got {rates!r}.") from error
@@ -153,6 +158,12 @@ def best_rate(losses: np.ndarray) -> int:
 
     A loss that is not finite counts as infinite: a run that diverged does not win.
     """
+    losses = np.asarray(losses)
+    if losses.ndim != 2 or not losses.size or losses.dtype.kind not in "iuf":
+        raise ValueError(
+            "`losses` must be an array [rates, runs or steps] of one number at least, "
+            f"got {losses.dtype} of shape {losses.shape}."
+        )
     finite = np.where(np.isfinite(losses), losses, np.inf)
     return int(np.argmin(finite.mean(axis=1)))
 

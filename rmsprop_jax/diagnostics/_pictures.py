@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import _checks
 from ..convert._files import needed
 from ._finder import Sweep, tail
-from ._show import INSTALL, labels_of, leaf_names
+from ._show import labels_of, leaf_names
 from ._values import QUANTILES, Diagnostics
 
 if TYPE_CHECKING:
@@ -48,10 +49,13 @@ def picture(
       ImportError: without matplotlib.
       ValueError: if the history is empty, or not of this state.
     """
-    whole = needed("matplotlib.figure", "A picture of diagnostics", INSTALL).Figure
+    whole = needed("matplotlib.figure", "A picture of diagnostics", extra="demo").Figure
     if isinstance(history, Diagnostics):
         rates = history.leaves.effective_rate
     elif history:
+        _checks.instance("history", history, Sequence, "the values of several steps")
+        for values in history:
+            _checks.instance("history", values, Diagnostics, "`Diagnostics`")
         rates = np.stack([values.leaves.effective_rate for values in history])
     else:
         raise ValueError("`history` is empty: it needs the values of a step.")
@@ -69,6 +73,11 @@ def picture(
         rates[..., order[max(0, min(len(order) - 1, centre + i))]] for i in (-1, 0, 1)
     )
     at = np.arange(1, len(rates) + 1) if steps is None else np.asarray(steps)
+    if at.shape != rates.shape[:1] or at.dtype.kind not in "iuf":
+        raise ValueError(
+            f"`steps` must be {len(rates)} numbers, one for each of `history`, got "
+            f"{steps!r:.80}."
+        )
     tall = 4.5 if len(leaves) <= LINES else min(12.0, 1.5 + 0.18 * len(leaves))
     figure = whole(figsize=(8.5, tall), dpi=130, layout="constrained")
     axes = figure.add_subplot()
@@ -117,8 +126,11 @@ def rate_picture(sweep: Sweep) -> "Figure":
     Raises:
       ImportError: without matplotlib.
     """
-    figure_module = needed("matplotlib.figure", "A picture of a sweep", INSTALL)
-    colours = needed("matplotlib", "A picture of a sweep", INSTALL).colormaps["viridis"]
+    _checks.instance("sweep", sweep, Sweep, "what `sweep_rates` returned")
+    figure_module = needed("matplotlib.figure", "A picture of a sweep", extra="demo")
+    colours = needed("matplotlib", "A picture of a sweep", extra="demo").colormaps[
+        "viridis"
+    ]
     figure = figure_module.Figure(figsize=(10.5, 4.3), dpi=130, layout="constrained")
     by_rate, by_step = figure.subplots(1, 2, sharey=True)
     order = np.argsort(sweep.rates)

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from .. import _checks
 from ..convert._files import needed
 from ._trees import field_of, names, nodes, pure, state_in
 from ._values import QUANTILES, Diagnostics, Values
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-INSTALL = "'rmsprop-jax[demo]'"
 
 # By field: the header of its column.
 _HEADERS = {
@@ -63,6 +62,7 @@ def to_log(
       >>> logged["rms/skipped/w"], round(logged["rms/update_to_param/total"], 3)
       (0.0, 3.162)
     """
+    _checks.instance("prefix", prefix, str, "text")
     rows = _rows(state, values)
     logged = {}
     for name, row in rows.items():
@@ -97,13 +97,13 @@ def table(
       ImportError: without rich.
       ValueError: as `to_log`.
     """
-    made = needed("rich.table", "A table of diagnostics", INSTALL).Table
+    made = needed("rich.table", "A table of diagnostics", extra="demo").Table
     rows = _rows(state, values)
     total = rows["total"]._asdict()
     shown = made(
         title="effective learning rates, by their quantiles, and what else is to know",
         title_justify="left", title_style="",
-        box=needed("rich.box", "A table of diagnostics", INSTALL).SIMPLE_HEAD,
+        box=needed("rich.box", "A table of diagnostics", extra="demo").SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
     )  # fmt: skip
     shown.add_column("leaf", no_wrap=True)
@@ -133,8 +133,10 @@ def _rows(state: Any, values: Any) -> dict[str, Values]:
         # Of several optimizers the leaves are those of the one that is watched.
         (state,) = watched
         values = field_of(state, "diagnostics")
-    if isinstance(values, Mapping):  # what `nnx.state` returns has no classes
+    if isinstance(values, Mapping) and {*values} == {*Diagnostics._fields}:
+        # What `nnx.state` returns has no classes.
         values = Diagnostics(*(Values(**values[x]) for x in Diagnostics._fields))
+    _checks.instance("values", values, Diagnostics, "what `diagnostics.values` returns")
     leaves, total = jax.device_get(tuple(values))
     called = leaf_names(state)
     if np.shape(total.state_bytes) or len(leaves.state_bytes) != len(called):
@@ -155,6 +157,7 @@ def leaf_names(state: Any) -> list[str]:
 
 
 def labels_of(quantiles: Sequence[float], rates: Any) -> list[str]:
+    _checks.instance("quantiles", quantiles, Sequence | np.ndarray, "several numbers")
     if len(quantiles) != len(rates):
         raise ValueError(
             f"`quantiles` has {len(quantiles)} numbers, but the values were made with "

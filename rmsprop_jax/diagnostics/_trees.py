@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from .._leaves import name_of
-from .._matching import is_none
+from .._matching import is_none, is_number
 from .._placement import axes_of, sharding_of, spec_of
 from ..convert._record import STATES
 from ..sharding import _parts
@@ -165,7 +166,15 @@ def beside(what: str, tree: Any, nus: dict[Key, Any]) -> dict[Key, Any]:
             )
         leaf: Any = None if _is_absent(leaves[key]) else leaves[key]
         found[key] = leaf
-        if leaf is None or np.shape(leaf) == nu.shape:
+        if leaf is None:
+            continue
+        dtype = jnp.result_type(leaf) if is_number(leaf) else np.dtype(object)
+        if dtype != nu.dtype and not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"`{what}` has {dtype} for {name}, of which the state has a `nu`: pass "
+                f"{what} of floating point."
+            )
+        if np.shape(leaf) == nu.shape:
             continue
         if not (in_parts and _is_padded(nu, leaf)):
             raise ValueError(

@@ -8,7 +8,7 @@ import optax
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from .. import _checks
+from .. import _checks, _matching
 from .._placement import axes_of, map_with_owner, sharding_of, spec_of
 
 
@@ -83,6 +83,7 @@ def left_whole(
       >>> sharding.left_whole(rmsprop(0.1), params, replicated, zero_axis="data")
       ["[0].nu['scale']"]
     """
+    _checks.instance("zero_axis", zero_axis, str, "the name of a mesh axis")
     return _sharded(tx, params, shardings, zero_axis)[1]
 
 
@@ -143,6 +144,12 @@ def specs(tree: Any) -> Any:
       >>> sharding.specs({"w": jnp.ones(3)})
       {'w': P()}
     """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not _matching.is_number(leaf):
+            raise TypeError(
+                f"`tree` must be a tree of arrays, got {leaf!r:.80} at "
+                f"{jax.tree_util.keystr(path) or 'its root'}."
+            )
     return jax.tree.map(spec_of, tree)
 
 

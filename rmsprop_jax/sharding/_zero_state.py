@@ -53,7 +53,9 @@ def zero_state(
 def names(axis_name: Any) -> tuple[str, ...]:
     """Returns the names of mesh axes, checked."""
     axes = (axis_name,) if isinstance(axis_name, str) else axis_name
-    if not (axes and isinstance(axes, tuple) and all(isinstance(a, str) for a in axes)):
+    if not (
+        axes and isinstance(axes, tuple) and all(a and isinstance(a, str) for a in axes)
+    ):
         raise TypeError(
             "`axis_name` must be the name of a mesh axis, or a tuple of names, got "
             f"{axis_name!r}."
@@ -100,7 +102,7 @@ def _mesh(params: optax.Params, axes: tuple[str, ...]) -> Mesh | AbstractMesh:
         mesh = next((sharding.mesh for sharding in known), mesh)
     if not set(axes) <= set(mesh.axis_names):
         raise ValueError(
-            f"`zero` splits over {axes}, but the mesh has the axes {mesh.axis_names}: "
+            f"`axis_name` is {axes}, but the mesh has the axes {mesh.axis_names}: "
             "call `init` inside `jax.shard_map`, under `jax.set_mesh(mesh)`, or with "
             "parameters that are on the mesh."
         )
