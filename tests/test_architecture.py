@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "rmsprop_jax"
 # Which modules of the package each module may import.
 MAP = {
     "_checks": set(),
+    "_files": {"_install"},
     "_injection": {"_checks"},
     "_signature": {"_injection"},
     "_matching": set(),
@@ -96,7 +97,7 @@ MAP = {
         "_torch",
     },
     "_install": set(),
-    "convert._files": {"_install"},
+    "convert._files": {"_files"},
     "convert._record": {"_leaves", "dialects", "_store", "_state", "_rmsprop"},
     "convert._origins": {"_record"},
     "convert._names": {"_checks", "_origins", "_record"},
@@ -204,14 +205,14 @@ MAP = {
         "_values",
         "dialects",
     },
-    "diagnostics._show": {"_checks", "_trees", "_values", "convert"},
+    "diagnostics._show": {"_checks", "_trees", "_files", "_values"},
     "diagnostics._finder": {"_checks", "_matching"},
     "diagnostics._pictures": {
         "_checks",
         "_finder",
         "_show",
         "_values",
-        "convert",
+        "_files",
     },
     "diagnostics.__init__": {
         "_finder",
@@ -239,12 +240,12 @@ MAP = {
 }
 CORE = [name for name in MAP if not name.startswith("__") and "." not in name]
 DIALECTS = [name for name in MAP if name.startswith("dialects.")]
+COMMANDS = ("bench", "claims", "demo")
 FOR_PEOPLE = {
-    "bench",
-    "claims",
+    *COMMANDS,
     "cli",
-    "demo",
     "convert.command",
+    "lab",
 }  # import anything; none imports them
 
 
@@ -281,6 +282,18 @@ def test_imports_follow_the_map():
         assert ours <= MAP[name], f"{name} imports {ours - MAP[name]}"
 
 
+def test_no_command_imports_another_and_the_lab_imports_none():
+    for name, path in modules():
+        room, *inside = name.split(".")
+        if room in (*COMMANDS, "lab"):
+            ours, _ = imports(path)
+            # Of files in a room: `from . import x` and `from .x import y` stay in it.
+            beside = {other for other, _ in modules() if other.startswith(f"{room}.")}
+            outside = {n for n in ours if f"{room}.{n}" not in beside}
+            assert not outside & (set(COMMANDS) - {room}), f"{name}: {outside}"
+            assert inside
+
+
 def test_the_core_needs_jax_and_optax_only():
     standard = {
         "__future__",
@@ -289,9 +302,10 @@ def test_the_core_needs_jax_and_optax_only():
         "contextvars",
         "dataclasses",
         "difflib",
+        "errno",
         "functools",
-        "inspect",
         "importlib",
+        "inspect",
         "itertools",
         "json",
         "math",
@@ -300,6 +314,7 @@ def test_the_core_needs_jax_and_optax_only():
         "pathlib",
         "signal",
         "sys",
+        "tempfile",
         "threading",
         "types",
         "typing",

@@ -22,7 +22,6 @@ from rmsprop_jax.bench import (
     cells,
     comparison,
     picture,
-    results,
     rows,
     shapes,
     speed,
@@ -31,6 +30,7 @@ from rmsprop_jax.bench import (
     tracing,
     training_step,
 )
+from rmsprop_jax.lab import results
 
 JAX_ROWS = [name for name, row in rows.ROWS.items() if row.quick and not row.packages]
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 import rmsprop_jax
-from rmsprop_jax import _install, cli
+from rmsprop_jax import _files, _install, cli
 from rmsprop_jax.convert import command as convert
+from rmsprop_jax.demo import bf16, sweeps
 from rmsprop_jax.demo import command as demo
-from rmsprop_jax.demo import files, train
+from rmsprop_jax.lab import options
 
 pytestmark = pytest.mark.optimized
 
@@ -206,7 +207,7 @@ def test_a_batch_larger_than_the_training_set_gets_one_line(tmp_path, capsys):
 
 
 def test_a_batch_may_be_the_whole_training_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "sweep", interrupt)
+    monkeypatch.setattr(sweeps, "sweep", interrupt)
     arguments = ["demo", "--task=digits", "--batch-size=1000", f"--out={tmp_path}"]
     assert cli.main(arguments) == 130, "the training did not begin"
 
@@ -298,7 +299,7 @@ def test_a_folder_that_takes_no_files_is_refused_before_training(
         assert options["dir"].is_dir()
         raise error
 
-    monkeypatch.setattr(demo.tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(options.tempfile, "NamedTemporaryFile", refuse)
     assert cli.main(["demo", f"--out={tmp_path / 'new' / 'folder'}"]) == status
     stderr = capsys.readouterr().err
     assert stderr.count("\n") == 1
@@ -337,7 +338,7 @@ def interrupt(*args, **kwargs):
 
 def test_ctrl_c_while_training_leaves_what_was_there(tmp_path, monkeypatch, capsys):
     (tmp_path / "results.json").write_text("older")
-    monkeypatch.setattr(train, "sweep", interrupt)
+    monkeypatch.setattr(bf16, "train", interrupt)
     assert cli.main(["demo", "--out", str(tmp_path)]) == 130
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
     assert (tmp_path / "results.json").read_text() == "older"
@@ -364,18 +365,19 @@ def test_ctrl_c_ends_the_process_without_a_crash(tmp_path):
 SIGNALLED = """
 import os, signal, sys, threading
 from rmsprop_jax import cli
-from rmsprop_jax.demo import program, train
+from rmsprop_jax.lab import program, training
 
-def compile_training(*args):
-    training = program.compile_training(*args)
+def compiled(*args):
+    made = program.compiled(*args)
 
-    def advance(state, first, last):
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-        return training(state, first, last)
+    def advance(*args):
+        if args[-1] > 0:  # none of its steps is done while it compiles
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return made.advance(*args)
 
-    return advance
+    return made._replace(advance=advance)
 
-train.compile_training = compile_training
+training.compiled = compiled
 sys.exit(cli.main())
 """
 
@@ -463,11 +465,11 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, monkeypatch, er
     monkeypatch.setattr(Path, "write_bytes", half)
     contents = {"curves.png": b"picture", "results.json": b"newer"}
     with pytest.raises(error):
-        files.write(tmp_path, contents)
+        _files.write(tmp_path, contents)
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
     assert (tmp_path / "results.json").read_text() == "older"
     with pytest.raises(error):
-        files.write(tmp_path / "new" / "folder", contents)
+        _files.write(tmp_path / "new" / "folder", contents)
     assert not (tmp_path / "new").exists()
 
 
@@ -476,13 +478,13 @@ def test_a_folder_in_a_file_s_place_leaves_what_was_there(tmp_path):
     (tmp_path / "results.json").mkdir()
     contents = {"curves.png": b"picture", "results.json": b"newer"}
     with pytest.raises(IsADirectoryError):
-        files.write(tmp_path, contents)
+        _files.write(tmp_path, contents)
     assert (tmp_path / "curves.png").read_text() == "older"
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_writing_replaces_what_was_there(tmp_path):
     (tmp_path / "results.json").write_text("older")
-    files.write(tmp_path, {"results.json": b"newer"})
+    _files.write(tmp_path, {"results.json": b"newer"})
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
     assert (tmp_path / "results.json").read_bytes() == b"newer"

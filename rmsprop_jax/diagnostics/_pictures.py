@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _checks
-from ..convert._files import needed
+from .._files import needed
 from ._finder import Sweep, tail
 from ._show import labels_of, leaf_names
 from ._values import QUANTILES, Diagnostics
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 LINES = 8
 """Leaves that one frame can tell apart as lines; more are a map of colours."""
 
-# Colours of Okabe and Ito, which colour-blind people can tell apart.
-_COLOURS = (
+# Of Okabe and Ito, which colour-blind people can tell apart: all pictures have these.
+COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444",
     "#8C6BB1",
 )  # fmt: skip
@@ -84,7 +84,7 @@ def picture(
     title = f"effective learning rate α/(√ν + ε): {labels[order[centre]]}"
     if len(leaves) <= LINES:
         for i, name in enumerate(leaves):
-            colour = _COLOURS[i]
+            colour = COLOURS[i]
             axes.plot(at, middle[:, i], color=colour, label=name, linewidth=1.8)
             axes.fill_between(
                 at, low[:, i], high[:, i], color=colour, alpha=0.15, linewidth=0

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from .. import _checks
-from ..convert._files import needed
+from .._files import needed
 from ._trees import field_of, names, nodes, pure, state_in
 from ._values import QUANTILES, Diagnostics, Values
 
