@@ -235,7 +235,7 @@ def test_a_folder_in_a_file_s_place_is_refused_before_training(name, tmp_path, c
 @pytest.mark.parametrize(
     ("command", "name"),
     [
-        ("bench", "speed.json"), ("bench", "speed.png"), ("bench plan", "plan.json"),
+        ("bench", "speed.json"), ("bench", "speed.png"),
         ("bench storage", "tracking.json"), ("bench --gpu=h100", "gpu.json"),
         ("claims scales", "results.json"), ("claims scales", "scales.png"),
         ("demo", "bf16.png"),

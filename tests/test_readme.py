@@ -146,6 +146,19 @@ def test_the_losses_in_bfloat16_are_those_of_the_results():
     ]
 
 
+def test_what_round_params_reaches_is_that_of_the_results():
+    found = results("claims_bf16")["claims"]["bf16"]
+    shown = []
+    for form in ("stochastic", "remainder"):
+        at = found["mean_difference_percent"][form]
+        low, high = at["low"], at["high"]
+        shown.append(f"{at['mean']:+.1f} % ({low:.1f} to {high:.1f})".replace("-", "−"))
+    assert re.findall(r"[+−]\d\.\d % \(.*?\)", README.split("## ")[0]) == shown
+    (remainder,) = (x for x in found["statements"] if "remainder:" in x["claim"])
+    assert remainder["counts"] == {"met": 3, "open": 9, "contradicted": 0}
+    assert {x["seeds"] for x in remainder["criteria"]} == {120}
+
+
 def test_the_speeds_are_those_of_the_results():
     speed, tpu = results("speed_cpu")["shapes"], results("tpu")["topologies"]["v5e:2x2"]
     gpu = results("gpu")["topologies"]["h100"]["by_dtype"]
