@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom and holds the outputs of its last run."""
 
+import os
 import re
 from pathlib import Path
 
@@ -25,7 +26,10 @@ def test_stored_outputs_are_there_and_free_of_errors(path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the kernel's own machinery warns
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_from_top_to_bottom(path):
+def test_it_runs_from_top_to_bottom(path, monkeypatch):
+    # The first cell would install a package that the kernel does not find.
+    found = (str(FOLDER.parent), os.environ.get("PYTHONPATH"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, found)))
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(FOLDER)}}
     stored = printed(notebook)
