@@ -121,8 +121,10 @@ def test_output_that_is_piped_is_plain_and_whole(finished):
     assert "…" not in stdout
     assert "± " in stdout
     assert "† at the edge of its grid" in stdout
-    assert all("6 steps" in line for line in stderr.splitlines())
-    assert [line.split()[:2] for line in stderr.splitlines()] == [
+    first, *lines = stderr.splitlines()
+    assert first == "about 4 seconds on two cores"
+    assert all("6 steps" in line for line in lines)
+    assert [line.split()[:2] for line in lines] == [
         ["digits", "RMSProp"],
         ["digits", "SGD"],
     ]

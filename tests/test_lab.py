@@ -123,6 +123,19 @@ def test_one_bar_shows_the_whole():
         assert task.finished
 
 
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(49.4, "about 49 seconds"), (300.0, "about 5 minutes")]
+)
+def test_it_is_said_beforehand_how_long_it_takes(seconds, words, capsys):
+    with progress.live(False, seconds, lambda label: seconds) as show:
+        assert capsys.readouterr().err == f"{words} on two cores\n"
+        with show("digits  SGD", 6) as on_step:
+            on_step(6, "loss 1")
+    assert capsys.readouterr().err.startswith("digits  SGD       6 steps, ")
+    with progress.live(True, seconds, lambda label: seconds):
+        assert not capsys.readouterr().err
+
+
 def slope():
     """A problem with noise in its gradients, whose measure is the parameters' mean."""
 

@@ -21,20 +21,21 @@ Show = Callable[[str, int], AbstractContextManager[OnStep]]
 
 
 @contextlib.contextmanager
-def live(
-    quiet: bool, total: float, weigh: Callable[[str], float] = lambda label: 1.0
-) -> Iterator[Show]:
-    """Yields what shows the progress: a bar on a terminal, lines elsewhere.
+def live(quiet: bool, total: float, weigh: Callable[[str], float]) -> Iterator[Show]:
+    """Says how long it takes, and yields what shows it: a bar, or lines if piped.
 
     Args:
       quiet: whether to show nothing.
-      total: how many stretches there are, or the sum of what they weigh.
-      weigh: from a stretch's label to how long it takes beside the others.
+      total: seconds that all stretches take on two cores.
+      weigh: from a stretch's label to those that it takes.
     """
     console = Console(stderr=True, highlight=False)
     if quiet:
         yield silent
-    elif not console.is_terminal:
+        return
+    words = f"{total:.0f} seconds" if total < 100 else f"{total / 60:.0f} minutes"
+    console.print(f"about {words} on two cores")
+    if not console.is_terminal:
         yield _lines(console)
     else:
         columns = (
