@@ -3,6 +3,8 @@
 `rmsprop` is the optimizer, `scale_by_rms` its division alone, `decay` has schedules.
 """
 
+from . import _interrupt as _interrupt  # isort: split
+
 from optax import ScaleByRmsState as ScaleByRmsState
 
 from . import convert as convert

@@ -23,6 +23,7 @@ class Coefficients(NamedTuple):
       left: what a step leaves of a deviation from the mean, which is 1 - take.
       eps_root: what is added inside the square root; None is nothing.
       eps: what is added outside; None is nothing.
+      inflation: what nu is multiplied with before the division; None is 1.
     """
 
     keep: jax.Array
@@ -30,6 +31,7 @@ class Coefficients(NamedTuple):
     left: jax.Array
     eps_root: jax.Array | None
     eps: jax.Array | None
+    inflation: jax.Array | None
 
 
 def rms(
@@ -99,7 +101,7 @@ def rms(
         if mean is not None:
             _matching.gradients(updates, "mu", mean, forms[1].dtype)
         now = rho(state.count) if callable(rho) else rho
-        numbers = cache(partial(_coefficients, now, eps_root, eps))
+        numbers = cache(partial(_coefficients, now, (eps_root, eps), forms[0]))
         source = None
         if rounds:
             source = _bits.sources(updates, ("nu", "mu"), state.count, seed)
@@ -109,9 +111,8 @@ def rms(
             wide = _leaves.update_dtype(path, g, p, nu if nu_dtype is None else g)
             coefficients = numbers(real)
             if any(x is not None and x.ndim for x in coefficients):
-                keep, take, _, *added = coefficients
-                _matching.fits(path, g, "decay", keep, take)
-                _matching.fits(path, g, "eps", *added)
+                _matching.fits(path, g, "decay", coefficients.keep, coefficients.take)
+                _matching.fits(path, g, "eps", coefficients.eps_root, coefficients.eps)
             if mu is not None:
                 _leaves.same_kind(path, "gradient", g, "mu", mu)
             bits = source and (source(path, "nu", nu), source(path, "mu", mu))
@@ -121,11 +122,10 @@ def rms(
         if not counts:
             return us, optax.ScaleByRmsState(nu=nu)
         count = jnp.asarray(optax.safe_increment(state.count))
-        mu = mu if centered else None
         if lowest is not None:
             nu = _with_one_range(updates, nu, lowest, forms[0])
             lowest = jnp.full_like(lowest, forms[0].lowest)
-        return us, RmsState(count, nu, mu, lowest)
+        return us, RmsState(count, nu, mu if centered else None, lowest)
 
     return optax.GradientTransformation(placed(init), update)
 
@@ -141,7 +141,7 @@ def _with_one_range(updates: Any, nu: Any, lowest: Any, form: Any) -> Any:
     )
 
 
-def _coefficients(rho: Any, eps_root: Any, eps: Any, real: Any) -> Coefficients:
+def _coefficients(rho: Any, added: Any, form: Any, real: Any) -> Coefficients:
     """Returns the numbers of a step in `real`, of what the decay is then."""
     if isinstance(rho, Weights):
         keep = jnp.asarray(rho.keep, real)
@@ -151,8 +151,9 @@ def _coefficients(rho: Any, eps_root: Any, eps: Any, real: Any) -> Coefficients:
         # 1 - rho in the caller's precision: float32 leaves three digits of 1 - 0.9999.
         keep = left = jnp.asarray(rho, real)
         take = jnp.asarray(1 - rho, real)
-    added = (None if x is None else jnp.asarray(x, real) for x in (eps_root, eps))
-    return Coefficients(keep, take, left, *added)
+    added = (None if x is None else jnp.asarray(x, real) for x in added)
+    inflation = _store.inflation(keep) if form.dtype == jnp.uint8 else None
+    return Coefficients(keep, take, left, *added, inflation=inflation)
 
 
 def _update_leaf(
@@ -206,7 +207,7 @@ def _recursion(
     may_be_zero: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """The equation in the docstring of `scale_by_rms`, in one precision throughout."""
-    keep, take, left, eps_root, eps = coefficients
+    keep, take, left, eps_root, eps, inflation = coefficients
     # jnp's functions are traced by themselves for each shape; lax's take scalars, too.
     scalars = not any(x is not None and x.ndim for x in coefficients)
     times, plus = (lax.mul, lax.add) if scalars else (jnp.multiply, jnp.add)
@@ -225,7 +226,7 @@ def _recursion(
     if known is not None:
         new_nu = jnp.where(known, new_nu, nu)
 
-    new_mu, variance = mu, new_nu
+    new_mu, variance = mu, (new_nu if inflation is None else times(inflation, new_nu))
     if mu is not None:
         # Adds 0 to mu, only so that nu is computed first: nu reads the old mu, and XLA
         # would otherwise copy it before it overwrites the donated buffer (on CPUs 1.6
@@ -235,7 +236,7 @@ def _recursion(
         if known is not None:
             new_mu = jnp.where(known, new_mu, mu)
         floor = jnp.where(keep > 0, jnp.finfo(nu.dtype).eps, 1)
-        variance = jnp.maximum(new_nu, floor * squared(g))
+        variance = jnp.maximum(variance, floor * squared(g))
 
     if eps_root is not None:
         variance = plus(variance, eps_root)

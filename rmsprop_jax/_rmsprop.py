@@ -93,7 +93,7 @@ def rmsprop(
       round_params: whether parameters of 16 and 8 bits are rounded without bias, which
         otherwise lose every update under half the distance to their neighbours (1/512
         of a parameter in bfloat16): "stochastic" for no memory, "remainder" for a byte
-        each that keeps what rounding loses, True for "stochastic". The updates then
+        each that keeps what rounding loses, True for "remainder". The updates then
         have the parameters' dtype: apply them as they are. See `rounding.round_params`.
 
     Returns:

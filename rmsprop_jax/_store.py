@@ -86,6 +86,20 @@ def read(stored: Any, dtype: Any, lowest: Any = _format.LOWEST) -> jax.Array:
     return _leaves.on_parts(lambda part: _leaves.clamped(part, most), value)
 
 
+def inflation(keep: jax.Array) -> jax.Array:
+    """Returns what an average in uint8 is multiplied with before its root divides.
+
+    Its codes walk at random around the exact average. They are right in their mean, so
+    1 / sqrt(nu) is not: its mean is too large by 3/8 of the walk's relative variance,
+    at decay 0.9, 0.99 and 0.999 by 1.0, 2.9 and 3.4 % (measured with normal gradients,
+    and with those of four nets). This makes up for it, and never enlarges a step.
+
+    Args:
+      keep: what a step keeps of the average: where that is 0, none of the codes.
+    """
+    return 1 + 0.071 * keep * keep / (1 + 19 * (1 - keep))
+
+
 def write(
     value: jax.Array,
     stored: Any,

@@ -87,7 +87,10 @@ def test_the_margin_is_one_percent_and_both_ends_of_the_interval_count():
     figure = Figure()
     equivalence.draw(figure, found)
     assert len(figure.axes) == len(FORMS) - 1
-    assert "still fell by 2.0 %" in equivalence.summary(found)["notes"][0]
+    summary = equivalence.summary(found)
+    assert "still fell by 2.0 %" in summary["notes"][-1]
+    assert any(note.startswith(f"{form}: +0.35 % (") for note in summary["notes"])
+    assert summary["mean_difference_percent"]["stochastic"]["high"] == 0
 
 
 def test_parts_are_kept_and_those_of_other_settings_refused(tmp_path):

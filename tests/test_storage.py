@@ -113,6 +113,34 @@ def test_the_average_keeps_its_mean_where_nearest_rounding_loses_it(dtype, decay
         assert np.median(np.asarray(stalled, float) / np.asarray(exact.nu)) > 100
 
 
+@pytest.mark.parametrize(("decay", "steps"), [(0.9, 300), (0.99, 1000), (0.999, 6000)])
+def test_one_byte_makes_steps_of_the_right_mean_size_and_none_that_is_larger(
+    decay, steps
+):
+    size = 2**14
+    scales = 2.0 ** jnp.linspace(-10, 6, size)
+    exact, ours = scale_by_rms(decay, 0.0), scale_by_rms(decay, 0.0, nu_dtype="uint8")
+    # In the steady state from the start on.
+    start = exact.init(scales)._replace(nu=scales**2)
+    codes = ours.init(scales)._replace(nu=storage.encode(scales**2, "uint8"))
+
+    def step(carry, number):
+        state, narrow = carry
+        g = scales * jax.random.normal(jax.random.key(number), (size,))
+        fresh = decay * storage.decode(narrow.nu) + (1 - decay) * g * g
+        expected, state = exact.update(g, state)
+        found, narrow = ours.update(g, narrow)
+        larger = jnp.abs(found) > 1.000001 * jnp.abs(g) / jnp.sqrt(fresh)
+        sums = jnp.abs(expected).sum(), jnp.abs(found).sum(), larger.sum()
+        return (state, narrow), sums
+
+    scanned = partial(jax.lax.scan, step, (start, codes), jnp.arange(steps))
+    expected, found, larger = (np.asarray(x, float) for x in jax.jit(scanned)()[1])
+    late = slice(steps // 3, None)
+    assert found[late].mean() / expected[late].mean() == pytest.approx(1, abs=0.003)
+    assert larger.sum() == 0
+
+
 def test_a_jump_of_the_scale_is_followed_as_fast_as_in_float32():
     scale = np.where(np.arange(900) % 600 < 300, 100.0, 1.0)[:, None]
     grads = jnp.asarray(np.random.default_rng(1).normal(size=(900, 400)) * scale, "f")

@@ -187,17 +187,29 @@ def draw(figure: Figure, found: Found) -> None:
 
 def summary(found: Found) -> dict[str, Any]:
     """Returns what goes into the JSON."""
+    means = {}
+    for form in FORMS:
+        if form != MASTER:
+            of_seeds = found.differences(form).mean(axis=0)
+            low, high = interval(of_seeds)
+            means[form] = {"mean": of_seeds.mean(), "low": low, "high": high}
+    notes = [
+        f"{form}: {at['mean']:+.2f} % ({at['low']:+.2f} to {at['high']:+.2f}) on the "
+        "mean of all nets and decays, which is no part of the rule"
+        for form, at in means.items()
+    ]
     gains = [
         f"{at}: the validation loss still fell by {max(gain):.1f} % in the last fifth"
         for at, cell in found.cells.items()
         if max(gain := list(cell["improved_percent"].values())) > MARGIN
     ]
     return {
-        "notes": gains,
+        "notes": notes + gains,
         "margin_percent": MARGIN,
         "steps": found.steps,
         "batch_size": BATCH,
         "cells": found.cells,
+        "mean_difference_percent": means,
         "difference_percent": {
             form: dict(zip(found.cells, found.differences(form), strict=True))
             for form in FORMS
