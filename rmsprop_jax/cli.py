@@ -29,13 +29,13 @@ COMMANDS = {
         "rmsprop_jax.bench.command",
         "measure speed on this device or, ahead of time, on TPUs; and more",
         "4 minutes on two CPU cores, a minute or two for each TPU or GPU that is not "
-        "here; plan 9 minutes, storage 16",
+        "here; storage 16",
     ),
     "claims": (
         "rmsprop_jax.claims.command",
         "test what is said of RMSProp, each claim with a verdict",
-        "a quarter of an hour on two CPU cores (rnn 11 minutes, others one, and bf16 "
-        "besides); --full hours",
+        "five minutes on two CPU cores (rnn more than two of them, and bf16 besides); "
+        "--full hours",
     ),
 }
 

@@ -126,10 +126,8 @@ def test_output_that_is_piped_is_plain_and_whole(finished):
     assert "…" not in stdout
     assert "± " in stdout
     assert "† at the edge of its grid" in stdout
-    first, *lines = stderr.splitlines()
-    assert first == "about 4 seconds on two cores"
-    assert all("6 steps" in line for line in lines)
-    assert [line.split()[:2] for line in lines] == [
+    assert all("6 steps" in line for line in stderr.splitlines())
+    assert [line.split()[:2] for line in stderr.splitlines()] == [
         ["digits", "RMSProp"],
         ["digits", "SGD"],
     ]
@@ -237,7 +235,7 @@ def test_a_folder_in_a_file_s_place_is_refused_before_training(name, tmp_path, c
 @pytest.mark.parametrize(
     ("command", "name"),
     [
-        ("bench", "speed.json"), ("bench", "speed.png"), ("bench plan", "plan.json"),
+        ("bench", "speed.json"), ("bench", "speed.png"),
         ("bench storage", "tracking.json"), ("bench --gpu=h100", "gpu.json"),
         ("claims scales", "results.json"), ("claims scales", "scales.png"),
         ("demo", "bf16.png"),

@@ -23,8 +23,7 @@ How long a whole step of an optimizer takes on this device (update and applicati
 compiled, in place), beside what else is installed, and how close that is to the
 device's own bandwidth; for one array, and for the parameters of real models. Writes
 speed.json and speed.png. With --tpu or --gpu: what XLA makes of the step there,
-compiled ahead of time without one, exactly. Writes tpu.json or gpu.json. All shapes
-and rows take about four minutes on two cores.
+compiled ahead of time without one, exactly. Writes tpu.json or gpu.json.
 """
 
 NEEDED = {

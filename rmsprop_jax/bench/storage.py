@@ -13,8 +13,7 @@ SECONDS = {False: 100.0, True: 5.0}
 DESCRIPTION = """\
 tracking: the error of the average and of the steps against float64, on streams of
 gradients. training: the test loss of three small tasks with each dtype of nu, paired
-by seed with that of float32. Writes tracking.json and training.json. Each takes
-about eight minutes on two cores.
+by seed with that of float32. Writes tracking.json and training.json.
 """
 
 
@@ -31,8 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true",
         help="keep the parts that a run with these settings has left in --out",
     )  # fmt: skip
-    files = [f"{part}{ending}.json" for part in PARTS for ending in ("", "-cells")]
-    add_output(parser, "rmsprop-jax-bench", files)
+    add_output(parser, "rmsprop-jax-bench", [f"{part}.json" for part in PARTS])
 
 
 def run(arguments: argparse.Namespace) -> int:

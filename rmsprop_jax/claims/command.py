@@ -25,7 +25,7 @@ DESCRIPTION = """\
 Test what is said of RMSProp, in small experiments against SGD, Adagrad and Adam, with
 learning rates that other seeds chose. Prints a verdict for each claim, computed from
 confidence intervals by a rule that is printed too. Writes results.json, a picture of
-each claim and one of all verdicts. All takes about five minutes on two cores.
+each claim and one of all verdicts.
 """
 
 EPILOG = """\

@@ -12,6 +12,7 @@ from ..lab import pictures
 from ..lab.master import with_master_weights
 from ..lab.program import Contender, Problem, compiled, cosine
 from ..lab.results import Cells
+from ..lab.statistics import interval
 from ..lab.tasks import learning
 from ..lab.training import Trained, keys_of, train
 from .claim import Claim

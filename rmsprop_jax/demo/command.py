@@ -23,7 +23,7 @@ First, task bf16: train a small fully connected net in bfloat16 with RMSProp in 
 form, beside float32. Then train a convolutional net on scikit-learn's handwritten
 digits and a character GRU on the text of Python's own manual, with RMSProp, SGD,
 Adagrad and Adam. Each one's learning rate is chosen on validation data; the tables
-report test data. All takes about a minute on two cores.
+report test data.
 """
 
 EPILOG = """\
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     add_output(output, "rmsprop-jax-demo", FILES)
     output.add_argument(
-        "--checkpoint-dir", type=folder(), metavar="FOLDER",
+        "--checkpoint-dir", type=folder, metavar="FOLDER",
         help="for checkpoints of digits and text, one at every point of a curve "
         "(default: none)",
     )  # fmt: skip

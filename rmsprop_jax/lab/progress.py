@@ -22,7 +22,7 @@ Show = Callable[[str, int], AbstractContextManager[OnStep]]
 
 @contextlib.contextmanager
 def live(quiet: bool, total: float, weigh: Callable[[str], float]) -> Iterator[Show]:
-    """Says how long it takes, and yields what shows it: a bar, or lines if piped.
+    """Yields what shows the progress: a bar on a terminal, lines elsewhere.
 
     Args:
       quiet: whether to show nothing.
@@ -32,10 +32,7 @@ def live(quiet: bool, total: float, weigh: Callable[[str], float]) -> Iterator[S
     console = Console(stderr=True, highlight=False)
     if quiet:
         yield silent
-        return
-    words = f"{total:.0f} seconds" if total < 100 else f"{total / 60:.0f} minutes"
-    console.print(f"about {words} on two cores")
-    if not console.is_terminal:
+    elif not console.is_terminal:
         yield _lines(console)
     else:
         columns = (
