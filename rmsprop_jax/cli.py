@@ -34,8 +34,8 @@ COMMANDS = {
     "claims": (
         "rmsprop_jax.claims.command",
         "test what is said of RMSProp, each claim with a verdict",
-        "a quarter of an hour on two CPU cores (rnn 11 minutes, others one, and bf16 "
-        "besides); --full hours",
+        "five minutes on two CPU cores (rnn more than two of them, and bf16 besides); "
+        "--full hours",
     ),
 }
 

@@ -24,6 +24,7 @@ from rmsprop_jax.lab.program import Contender, Problem
 STORED = Path(__file__).parent.parent / "notebooks" / "results"
 SHOWN = {
     "claims": ("claims", lambda found: claims_tables.show(found["claims"])),
+    "claims_bf16": ("claims", lambda found: claims_tables.show(found["claims"])),
     "speed_cpu": ("speed", speed_tables.show),
     "tpu": ("tpu", ahead_tables.show),
     "gpu": ("gpu", ahead_tables.show),
@@ -121,6 +122,17 @@ def test_one_bar_shows_the_whole():
             assert task.completed == 2.5
         assert len(bars.tasks) == 1
         assert task.finished
+
+
+def test_piped_there_is_a_line_for_each_stretch(capsys):
+    live = progress.live(False, 9.0, lambda label: 9.0)
+    with live as show, show("digits  SGD", 6) as on_step:
+        on_step(6, "loss 1")
+    shown = capsys.readouterr().err
+    assert shown.startswith("digits  SGD       6 steps, ")
+    assert shown.endswith(" s, loss 1\n")
+    with progress.live(True, 9.0, lambda label: 9.0) as show, show("x", 1):
+        assert not capsys.readouterr().err
 
 
 def slope():

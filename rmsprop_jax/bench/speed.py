@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
                 message = f"argument --{name}: does not go with --{option}"
                 return fail("bench", message, status=2)
         try:
-            with progress.live(arguments.quiet, _stretches(arguments)) as show:
+            with _shown(progress, arguments, _stretches(arguments)) as show:
                 found = _facts(option, arguments, show)
         except ModuleNotFoundError:
             return fail("bench", f"--{option} needs {_needed_for(option)}")
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
             packages = " and ".join(ROWS[missing[0]].packages)
             return fail("bench", f"{missing[0]} needs {packages}: not installed")
         shapes = _shapes(arguments)
-        with progress.live(arguments.quiet, len(shapes)) as show:
+        with _shown(progress, arguments, len(shapes)) as show:
             found = _measured(arguments, shapes, show)
         speed_tables.show(found)
         if arguments.compare:
@@ -112,6 +112,12 @@ def run(arguments: argparse.Namespace) -> int:
     if not option:
         others = {"speed.png": pictures.png(picture.figure(content))}
     return results.finish("bench", arguments, name, content, others)
+
+
+def _shown(progress: Any, arguments: argparse.Namespace, stretches: int) -> Any:
+    """Opens the display of as many stretches, which take alike."""
+    seconds = 4.0 if arguments.quick else 17.0
+    return progress.live(arguments.quiet, seconds * stretches, lambda label: seconds)
 
 
 def _stretches(arguments: argparse.Namespace) -> int:

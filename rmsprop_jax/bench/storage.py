@@ -7,6 +7,9 @@ from ..lab.options import add_output, add_seeds, fail, needed
 
 PARTS = ("tracking", "training")
 
+SECONDS = {False: 100.0, True: 5.0}
+"""Of a stretch of a part on two cores, by whether it is quick."""
+
 DESCRIPTION = """\
 tracking: the error of the average and of the steps against float64, on streams of
 gradients. training: the test loss of three small tasks with each dtype of nu, paired
@@ -27,8 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true",
         help="keep the parts that a run with these settings has left in --out",
     )  # fmt: skip
-    files = [f"{part}{ending}.json" for part in PARTS for ending in ("", "-cells")]
-    add_output(parser, "rmsprop-jax-bench", files)
+    add_output(parser, "rmsprop-jax-bench", [f"{part}.json" for part in PARTS])
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,8 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
         cells = results.Cells(arguments.out, part, arguments.resume)
         measure = modules[part].measure
         try:
-            number = modules[part].stretches()
-            with progress.live(arguments.quiet, number) as show:
+            number, seconds = modules[part].stretches(), SECONDS[arguments.quick]
+            with progress.live(
+                arguments.quiet, number * seconds, lambda label, s=seconds: s
+            ) as show:
                 found = measure(arguments.quick, arguments.seeds, show, cells)
         except (OSError, ValueError) as error:
             return fail(command, error)

@@ -82,48 +82,38 @@ def add_output(
       quiet: what `--quiet` still does.
     """
     parser.add_argument(
-        "--out", type=folder(files), default=default, metavar="FOLDER",
-        help=f"for {' and '.join(files)} (default: {default}); results of other "
-        "options stay there under another name",
+        "--out", type=folder, default=default, metavar="FOLDER",
+        help=f"for {' and '.join(files)} (default: {default}); earlier results of "
+        "other options are kept in a folder there",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help=f"{quiet} alone")
 
 
-def folder(files: Sequence[str] = ()) -> Callable[[str], Path]:
-    """Returns a converter that refuses, before any work, what cannot be written to.
+def folder(string: str) -> Path:
+    """Refuses, before any work, a folder that cannot be written to.
 
-    The folder is made and written to, and nothing of that is left.
-
-    Args:
-      files: names in it that must not be folders.
+    It is made and written to, and nothing of that is left.
     """
-
-    def convert(string: str) -> Path:
-        path = Path(string)
-        made = []
-        try:
-            missing = [p for p in (path, *path.parents) if not p.exists()]
-            nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
-            if not nearest.is_dir():
-                raise NotADirectoryError(None, f"{nearest} is a file")
-            made = missing
-            path.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path):
-                pass
-            for name in files:
-                if (path / name).is_dir():
-                    raise IsADirectoryError(None, f"{path / name} is a folder")
-        except OSError as error:
-            raise argparse.ArgumentTypeError(
-                f"must be a folder to write to, got {string!r}: {error.strerror}"
-            ) from None
-        finally:
-            for each in made:
-                with contextlib.suppress(OSError):
-                    each.rmdir()
-        return path
-
-    return convert
+    path = Path(string)
+    made = []
+    try:
+        missing = [p for p in (path, *path.parents) if not p.exists()]
+        nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(None, f"{nearest} is a file")
+        made = missing
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"must be a folder to write to, got {string!r}: {error.strerror}"
+        ) from None
+    finally:
+        for each in made:
+            with contextlib.suppress(OSError):
+                each.rmdir()
+    return path
 
 
 def needed(error: ModuleNotFoundError, extra: str) -> str:

@@ -21,15 +21,13 @@ Show = Callable[[str, int], AbstractContextManager[OnStep]]
 
 
 @contextlib.contextmanager
-def live(
-    quiet: bool, total: float, weigh: Callable[[str], float] = lambda label: 1.0
-) -> Iterator[Show]:
+def live(quiet: bool, total: float, weigh: Callable[[str], float]) -> Iterator[Show]:
     """Yields what shows the progress: a bar on a terminal, lines elsewhere.
 
     Args:
       quiet: whether to show nothing.
-      total: how many stretches there are, or the sum of what they weigh.
-      weigh: from a stretch's label to how long it takes beside the others.
+      total: seconds that all stretches take on two cores.
+      weigh: from a stretch's label to those that it takes.
     """
     console = Console(stderr=True, highlight=False)
     if quiet:
