@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
-from . import _bits, _checks, _leaves, _matching, storage
+from . import _bits, _checks, _leaves, _matching, _store
 from ._placement import placed
 
 
@@ -43,18 +44,20 @@ def scale(name: str, rate: Any, sign: int) -> optax.GradientTransformation:
 def _times(name: str, sign: int, rate: Any, updates: optax.Updates) -> optax.Updates:
     if jnp.issubdtype(getattr(rate, "dtype", float), jnp.unsignedinteger):
         rate = rate.astype(float)  # these have no sign
-    for path, u in jax.tree_util.tree_leaves_with_path(updates):
-        _matching.fits(path, u, name, rate)
+    times = jnp.multiply if jnp.ndim(rate) else lax.mul  # as in `_rms._recursion`
+    if times is jnp.multiply:
+        for path, u in jax.tree_util.tree_leaves_with_path(updates):
+            _matching.fits(path, u, name, rate)
     rates = cache(partial(jnp.asarray, sign * rate))
-    return jax.tree.map(lambda u: rates(u.dtype) * u, updates)
+    return jax.tree.map(lambda u: times(rates(u.dtype), u), updates)
 
 
 def momentum(
     momentum: Any, nesterov: Any, accumulator_dtype: Any, seed: Any
 ) -> optax.GradientTransformation:
-    """`optax.trace` with a buffer that is kept as `storage` keeps accumulators."""
+    """`optax.trace` with a buffer that is kept as `_store` keeps accumulators."""
     _checks.flag("nesterov", nesterov)
-    form = storage.as_format("accumulator_dtype", accumulator_dtype)
+    form = _store.as_format("accumulator_dtype", accumulator_dtype)
     if momentum is None:
         for name, is_set in (
             ("nesterov", nesterov),
@@ -66,10 +69,10 @@ def momentum(
     _checks.hyperparameter("momentum", momentum, "in [0, 1]")
 
     def init(params: optax.Params) -> optax.TraceState:
-        zeros = partial(storage.full, value=0, form=form)
+        zeros = partial(_store.full, value=0, form=form)
         return optax.TraceState(trace=jax.tree.map(zeros, params))
 
-    rounds = storage.is_narrow(form)
+    rounds = _store.is_narrow(form)
     accumulate = partial(
         _accumulate_shared if rounds else _accumulate_inlined, nesterov=bool(nesterov)
     )
@@ -119,13 +122,14 @@ def _accumulate(
     real = _leaves.arithmetic_dtype(u, stored)
 
     u = u if u.dtype == momentum.dtype else u.astype(momentum.dtype)
+    times = jnp.multiply if momentum.ndim else lax.mul  # as in `_rms._recursion`
 
     def plus(b: jax.Array) -> jax.Array:
-        return u + momentum * storage.read(b, real)
+        return lax.add(u, times(momentum, _store.read(b, real)))
 
     buffer = plus(stored)
-    written = storage.write(buffer, stored, bits)
-    return storage.tied(plus(buffer) if nesterov else buffer, written), written
+    written = _store.write(buffer, stored, bits)
+    return _store.tied(plus(buffer) if nesterov else buffer, written), written
 
 
 # As in `_rms`: rounding is lowered once for each shape, all else is too short.
@@ -200,7 +204,8 @@ def in_wide_dtype(
             None if needs_params is None else params,
             **({} if step_of is None else {"step": step_of(state)}),
         )
-        return _leaves.finished(steps, updates, params, follows=follows), state
+        returned = partial(_leaves.returned, follows=follows)
+        return _leaves.each(returned, updates, params, steps)[0], state
 
     return optax.GradientTransformationExtraArgs(placed(inner.init), update)
 

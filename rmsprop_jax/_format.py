@@ -39,6 +39,13 @@ def uint8(lowest: float = 2.0**-44) -> Format:
     are. The state says in which range its codes are, so that a run goes on under
     another one.
 
+    Rounding leaves nu its mean, but makes the mean of 1 / sqrt(nu) too large: steps
+    would be longer by 1.0, 2.9 and 3.4 % at decay 0.9, 0.99 and 0.999. So the division
+    takes nu times 1 + 0.071 ρ² / (1 + 19 (1 - ρ)), which leaves under 0.3 % of that for
+    noisy gradients, those of trained nets among them. Where |g| never changes there is
+    less to correct, and steps are up to 3.2 % too short; where nine gradients of ten
+    are 0 there is more, and they are up to 2 % too long.
+
     Args:
       lowest: the smallest nu, in units of the squared gradient; rounded down to a
         power of 2 between 2^-126 and 2^64.

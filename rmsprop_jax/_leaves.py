@@ -1,5 +1,6 @@
 """What holds for one leaf: its arithmetic, and its parts where it is complex."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -59,10 +60,10 @@ def update_dtype(path: Any, g: Any, p: Any, stored: Any) -> jnp.dtype:
     Args:
       path: of the leaf, for the error.
       g: the gradient.
-      p: the parameter, or None where it is not known.
+      p: the parameter; what is no number, as None, tells nothing.
       stored: an array of the state whose dtype follows the parameter's, or `g`.
     """
-    if p is None:
+    if p is None or not (hasattr(p, "dtype") or _matching.is_number(p)):
         is_wide = jnp.finfo(stored.dtype).bits == 64
         return wider(g.dtype, stored.dtype) if is_wide else g.dtype
     dtype = p.dtype if hasattr(p, "dtype") else jnp.result_type(p)
@@ -90,9 +91,9 @@ def widened(updates: Any, *, negate: bool) -> Any:
     wide = []
     for path, g in leaves:
         if g is not None:
-            number = _matching.is_number(g)
-            g = jnp.asarray(g) if number else g
-            if not (number and jnp.issubdtype(g.dtype, jnp.inexact)):
+            known = hasattr(g, "dtype") or _matching.is_number(g)
+            g = jnp.asarray(g) if known else g
+            if not (known and jnp.issubdtype(g.dtype, jnp.inexact)):
                 raise _matching.not_floating("gradients", path, g)
             real = arithmetic_dtype(g)
             g = g if g.dtype == real else g.astype(like(g, real))
@@ -101,46 +102,24 @@ def widened(updates: Any, *, negate: bool) -> Any:
     return treedef.unflatten(wide)
 
 
-def finished(steps: Any, updates: Any, params: Any, *, follows: bool) -> Any:
-    """Returns steps in the dtypes that updates have for the caller.
+def returned(path: Any, g: Any, p: Any, step: Any, *, follows: bool) -> Any:
+    """Returns a step in the dtype that its update has for the caller, and the step.
 
     Args:
-      steps: what came of the gradients, in a wide dtype.
-      updates: the gradients.
-      params: the parameters, or None.
+      path: of the leaf.
+      g: the gradient.
+      p: the parameter, or None where it is not known.
+      step: what came of the gradient, in a wide dtype.
       follows: whether steps are in float64 only where parameters or gradients are.
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(
-        updates, is_leaf=_matching.is_none
-    )
-    none = [None] * len(leaves)
-    known = none if params is None else beside(treedef, params)
-    found = []
-    for (path, g), step, p in zip(
-        leaves, treedef.flatten_up_to(steps), known, strict=True
-    ):
-        if g is not None:
-            dtype = update_dtype(path, jax.typeof(g), p, step if follows else g)
-            if step.dtype.itemsize < 4:
-                dtype = step.dtype  # `round_params` has rounded it
-            elif not jnp.issubdtype(dtype, jnp.complexfloating):
-                dtype = like(step, dtype)  # complex where the momentum is
-            step = step if step.dtype == dtype else saturated(step, dtype)
-        found.append(step)
-    return treedef.unflatten(found)
-
-
-def beside(treedef: Any, params: Any) -> list[Any]:
-    """Returns the parameter of each leaf, or None for each.
-
-    Optax does not look at the parameters, so whatever is not a tree like that of the
-    gradients passes and tells nothing.
-    """
-    try:
-        found = treedef.flatten_up_to(params)
-        return [x if _matching.is_number(x) else None for x in found]
-    except (ValueError, TypeError):
-        return [None] * treedef.num_leaves
+    dtype = update_dtype(path, g, p, step if follows else g)
+    if step.dtype == dtype:
+        return step, step
+    if step.dtype.itemsize < 4:
+        dtype = step.dtype  # `round_params` has rounded it
+    elif not jnp.issubdtype(dtype, jnp.complexfloating):
+        dtype = like(step, dtype)  # complex where the momentum is
+    return saturated(step, dtype), step
 
 
 def saturated(x: jax.Array, dtype: Any) -> jax.Array:
@@ -211,8 +190,12 @@ def each(
     leaves, treedef = jax.tree_util.tree_flatten_with_path(
         updates, is_leaf=_matching.is_none
     )
-    none = [None] * len(leaves)
-    known = none if params is None else beside(treedef, params)
+    known = none = [None] * len(leaves)
+    if params is not None:
+        # Optax does not look at the parameters, so whatever is not a tree like that of
+        # the gradients passes and tells nothing.
+        with contextlib.suppress(ValueError, TypeError):
+            known = treedef.flatten_up_to(params)
     others = [none if t is None else treedef.flatten_up_to(t) for t in trees]
     found = [
         (u, *rest) if u is None else function(path, jnp.asarray(u), p, *rest)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from . import _bits, _checks, _leaves, _matching, storage
+from . import _bits, _checks, _leaves, _matching, _store
 from ._placement import placed
 from ._state import RmsState
 from .decay import Weights, as_schedule
@@ -23,6 +23,7 @@ class Coefficients(NamedTuple):
       left: what a step leaves of a deviation from the mean, which is 1 - take.
       eps_root: what is added inside the square root; None is nothing.
       eps: what is added outside; None is nothing.
+      inflation: what nu is multiplied with before the division; None is 1.
     """
 
     keep: jax.Array
@@ -30,6 +31,7 @@ class Coefficients(NamedTuple):
     left: jax.Array
     eps_root: jax.Array | None
     eps: jax.Array | None
+    inflation: jax.Array | None
 
 
 def rms(
@@ -55,14 +57,14 @@ def rms(
     _checks.flag("centered", centered)
     _checks.flag("skip_nonfinite", skip_nonfinite)
     forms = (
-        storage.as_format("nu_dtype", nu_dtype, unsigned=True),
-        storage.as_format("mu_dtype", mu_dtype),
+        _store.as_format("nu_dtype", nu_dtype, unsigned=True),
+        _store.as_format("mu_dtype", mu_dtype),
     )
     if mu_dtype is not None and not centered:
         raise ValueError("`mu_dtype` needs `centered=True`: otherwise there is no mu.")
     _bits.check_seed(seed)
     centered = bool(centered)
-    rounds = any(map(storage.is_narrow, forms))
+    rounds = any(map(_store.is_narrow, forms))
     counts = counts or rounds or centered or callable(rho)
     kind: Any = RmsState if counts else optax.ScaleByRmsState
     eps_root, eps = (eps, None) if eps_in_sqrt else (None, eps)
@@ -77,14 +79,14 @@ def rms(
         _matching.array_leaves("params", params)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             _matching.fits(path, leaf, "initial_scale", initial_scale)
-        full = partial(storage.full, value=initial_scale, form=forms[0], real=True)
+        full = partial(_store.full, value=initial_scale, form=forms[0], real=True)
         nu = jax.tree.map(full, params)
         if not counts:
             return optax.ScaleByRmsState(nu=nu)
-        zeros = partial(storage.full, value=0, form=forms[1])
+        zeros = partial(_store.full, value=0, form=forms[1])
         mu = jax.tree.map(zeros, params) if centered else None
         count = jnp.zeros((), jnp.int32)
-        return RmsState(count, nu, mu, storage.lowest_of(forms[0]))
+        return RmsState(count, nu, mu, _store.lowest_of(forms[0]))
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
@@ -95,11 +97,11 @@ def rms(
         if state.nu is not None and centered == (mean is None):
             raise _matching.wrong_centring(centered)
         _matching.gradients(updates, "nu", state.nu, forms[0].dtype)
-        lowest = storage.range_of(state, forms[0]) if counts else None
+        lowest = _store.range_of(state, forms[0]) if counts else None
         if mean is not None:
             _matching.gradients(updates, "mu", mean, forms[1].dtype)
         now = rho(state.count) if callable(rho) else rho
-        numbers = cache(partial(_coefficients, now, eps_root, eps))
+        numbers = cache(partial(_coefficients, now, (eps_root, eps), forms[0]))
         source = None
         if rounds:
             source = _bits.sources(updates, ("nu", "mu"), state.count, seed)
@@ -108,9 +110,9 @@ def rms(
             real = _leaves.arithmetic_dtype(g, nu)
             wide = _leaves.update_dtype(path, g, p, nu if nu_dtype is None else g)
             coefficients = numbers(real)
-            keep, take, _, *added = coefficients
-            _matching.fits(path, g, "decay", keep, take)
-            _matching.fits(path, g, "eps", *added)
+            if any(x is not None and x.ndim for x in coefficients):
+                _matching.fits(path, g, "decay", coefficients.keep, coefficients.take)
+                _matching.fits(path, g, "eps", coefficients.eps_root, coefficients.eps)
             if mu is not None:
                 _leaves.same_kind(path, "gradient", g, "mu", mu)
             bits = source and (source(path, "nu", nu), source(path, "mu", mu))
@@ -120,18 +122,17 @@ def rms(
         if not counts:
             return us, optax.ScaleByRmsState(nu=nu)
         count = jnp.asarray(optax.safe_increment(state.count))
-        mu = mu if centered else None
         if lowest is not None:
             nu = _with_one_range(updates, nu, lowest, forms[0])
             lowest = jnp.full_like(lowest, forms[0].lowest)
-        return us, RmsState(count, nu, mu, lowest)
+        return us, RmsState(count, nu, mu if centered else None, lowest)
 
     return optax.GradientTransformation(placed(init), update)
 
 
 def _with_one_range(updates: Any, nu: Any, lowest: Any, form: Any) -> Any:
     """Moves the codes that no gradient has replaced into the range of the others."""
-    move = partial(storage.moved, lowest=lowest, form=form)
+    move = partial(_store.moved, lowest=lowest, form=form)
     return jax.tree.map(
         lambda g, x: jax.tree.map(move, x) if g is None else x,
         updates,
@@ -140,7 +141,7 @@ def _with_one_range(updates: Any, nu: Any, lowest: Any, form: Any) -> Any:
     )
 
 
-def _coefficients(rho: Any, eps_root: Any, eps: Any, real: Any) -> Coefficients:
+def _coefficients(rho: Any, added: Any, form: Any, real: Any) -> Coefficients:
     """Returns the numbers of a step in `real`, of what the decay is then."""
     if isinstance(rho, Weights):
         keep = jnp.asarray(rho.keep, real)
@@ -150,8 +151,9 @@ def _coefficients(rho: Any, eps_root: Any, eps: Any, real: Any) -> Coefficients:
         # 1 - rho in the caller's precision: float32 leaves three digits of 1 - 0.9999.
         keep = left = jnp.asarray(rho, real)
         take = jnp.asarray(1 - rho, real)
-    added = (None if x is None else jnp.asarray(x, real) for x in (eps_root, eps))
-    return Coefficients(keep, take, left, *added)
+    added = (None if x is None else jnp.asarray(x, real) for x in added)
+    inflation = _store.inflation(keep) if form.dtype == jnp.uint8 else None
+    return Coefficients(keep, take, left, *added, inflation=inflation)
 
 
 def _update_leaf(
@@ -163,7 +165,7 @@ def _update_leaf(
     lowest: Any,
     *,
     dtype: Any,
-    forms: tuple[storage.Format, storage.Format],
+    forms: tuple[_store.Format, _store.Format],
     skip_nonfinite: bool,
     may_be_zero: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -172,17 +174,18 @@ def _update_leaf(
     u, new_nu, new_mu = _recursion(
         coefficients,
         g if g.dtype == real else g.astype(_leaves.like(g, real)),
-        storage.read(nu, real, lowest),
-        None if mu is None else storage.read(mu, real),
+        _store.read(nu, real, lowest),
+        None if mu is None else _store.read(mu, real),
         skip_nonfinite=skip_nonfinite,
         may_be_zero=may_be_zero,
     )
     nu_bits, mu_bits = sources or (None, None)
-    new_nu = storage.write(new_nu, nu, nu_bits, forms[0], lowest)
+    if new_nu.dtype != nu.dtype:
+        new_nu = _store.write(new_nu, nu, nu_bits, forms[0], lowest)
     if new_mu is not None:
-        new_mu = storage.write(new_mu, mu, mu_bits)
+        new_mu = _store.write(new_mu, mu, mu_bits)
     if sources or mu is not None:
-        u = storage.tied(u, new_nu, new_mu)
+        u = _store.tied(u, new_nu, new_mu)
     u = u if u.dtype == dtype else _leaves.saturated(u, dtype)
     return u, new_nu, new_mu
 
@@ -204,14 +207,17 @@ def _recursion(
     may_be_zero: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """The equation in the docstring of `scale_by_rms`, in one precision throughout."""
-    keep, take, left, eps_root, eps = coefficients
+    keep, take, left, eps_root, eps, inflation = coefficients
+    # jnp's functions are traced by themselves for each shape; lax's take scalars, too.
+    scalars = not any(x is not None and x.ndim for x in coefficients)
+    times, plus = (lax.mul, lax.add) if scalars else (jnp.multiply, jnp.add)
+    squared = lax.square if g.dtype == nu.dtype else _leaves.square
     delta = g if mu is None else g - mu
-    square = _leaves.square(delta)
+    square = squared(delta)
     known = jnp.isfinite(square) if skip_nonfinite else None
 
     if mu is None:
-        # jnp's sum would be a trace of its own for each shape.
-        new_nu = lax.add(keep * nu, take * square)
+        new_nu = plus(times(keep, nu), times(take, square))
     else:
         # g_t - mu_t is what the mean left of delta_t (rho delta_t): nu is not negative.
         # Not infinite, because rho may be 0; the floor is, where it matters.
@@ -220,7 +226,7 @@ def _recursion(
     if known is not None:
         new_nu = jnp.where(known, new_nu, nu)
 
-    new_mu, variance = mu, new_nu
+    new_mu, variance = mu, (new_nu if inflation is None else times(inflation, new_nu))
     if mu is not None:
         # Adds 0 to mu, only so that nu is computed first: nu reads the old mu, and XLA
         # would otherwise copy it before it overwrites the donated buffer (on CPUs 1.6
@@ -230,16 +236,14 @@ def _recursion(
         if known is not None:
             new_mu = jnp.where(known, new_mu, mu)
         floor = jnp.where(keep > 0, jnp.finfo(nu.dtype).eps, 1)
-        variance = jnp.maximum(new_nu, floor * _leaves.square(g))
+        variance = jnp.maximum(variance, floor * squared(g))
 
     if eps_root is not None:
-        variance = variance + eps_root
+        variance = plus(variance, eps_root)
     if may_be_zero:
         # The smallest normal number: 0 / 0 is then 0, and so is its derivative.
         variance = _leaves.at_least(jnp.finfo(nu.dtype).tiny, variance)
-    root = lax.sqrt(variance)
-    if eps is not None:
-        root = root + eps
+    root = lax.sqrt(variance) if eps is None else plus(lax.sqrt(variance), eps)
     u = _leaves.on_parts(lambda part: lax.div(part, root), g)
     if known is not None:
         u = jnp.where(known, u, 0)

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import jax
 import optax
 
-from . import _chain, _checks, _round_params, _weight_decay, storage
+from . import _chain, _checks, _round_params, _store, _weight_decay
 from ._rms import rms
 from ._signature import factory
 from ._state import RmsState
@@ -38,19 +38,17 @@ def rmsprop(
     seed: jax.typing.ArrayLike = 0,
     round_params: bool | Literal["stochastic", "remainder"] = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""RMSProp: the division, with weight decay, a learning rate and momentum.
+    """RMSProp: the division, with weight decay, a learning rate and momentum.
 
-    .. math::
-      g_t &\leftarrow g_t + \lambda_t \theta_{t-1}
-        \qquad \text{(coupled weight decay)} \\
-      u_t &= \text{scale\_by\_rms}(g_t) \\
-      b_t &= m \, b_{t-1} + \alpha_t u_t \\
-      \theta_t &= \theta_{t-1} - b_t - \alpha_t \lambda_t \theta_{t-1}
-        \qquad \text{(decoupled; without } \alpha_t \text{ if independent)}
+    ::
 
-    Without momentum b_t is alpha_t u_t. With ``learning_rate_in_momentum=False``,
-    b_t = m b_{t-1} + u_t and the step is alpha_t b_t. With ``nesterov=True`` the step
-    has m b_t + alpha_t u_t in the place of b_t.
+        g ← g + λ·θ                  (coupled weight decay)
+        u = scale_by_rms(g)
+        b ← m·b + α·u
+        θ ← θ − b − α·λ·θ            (decoupled weight decay; independent: λ·θ)
+
+    Without momentum b is α·u. With ``learning_rate_in_momentum=False`` b ← m·b + u, and
+    the step is α·b. With ``nesterov=True`` the step has m·b + α·u in the place of b.
 
     For a thousand leaves of a hundred elements, ``optax.flatten(rmsprop(...))`` takes
     0.7 of the time of `optax.rmsprop` on a CPU, because one vector starts fewer
@@ -59,9 +57,9 @@ def rmsprop(
     masks and placements by leaf do not apply, and `cautious` has one mean.
 
     Args:
-      learning_rate: alpha, a number or an Optax schedule; None leaves the updates
+      learning_rate: α, a number or an Optax schedule; None leaves the updates
         neither scaled nor negated.
-      decay: rho, a number in [0, 1) or a schedule: see `scale_by_rms`.
+      decay: ρ, a number in [0, 1) or a schedule: see `scale_by_rms`.
       eps: keeps the division from zero, at least 0: see `scale_by_rms`.
       initial_scale: the initial value of `nu`, at least 0.
       eps_in_sqrt: whether `eps` is added inside the square root or outside.
@@ -77,7 +75,7 @@ def rmsprop(
         1,000 times (by a mean over the leaf); the buffer keeps all. Needs `momentum`.
       accumulator_dtype: the dtype of the momentum buffer, as for `mu_dtype`. Needs
         `momentum`.
-      weight_decay: lambda, a number, at least 0, or a schedule; None or 0 for none.
+      weight_decay: λ, a number, at least 0, or a schedule; None or 0 for none.
         `update` then needs `params`.
       weight_decay_mode: where the weight decay acts: "coupled", added to the gradient
         (L2 regularisation: torch, timm, Paddle); "decoupled", taken off the parameters
@@ -95,7 +93,7 @@ def rmsprop(
       round_params: whether parameters of 16 and 8 bits are rounded without bias, which
         otherwise lose every update under half the distance to their neighbours (1/512
         of a parameter in bfloat16): "stochastic" for no memory, "remainder" for a byte
-        each that keeps what rounding loses, True for "stochastic". The updates then
+        each that keeps what rounding loses, True for "remainder". The updates then
         have the parameters' dtype: apply them as they are. See `rounding.round_params`.
 
     Returns:
@@ -140,8 +138,8 @@ def rmsprop(
             "learning_rate", learning_rate, accepted, or_schedule=True
         )
     _checks.flag("maximize", maximize)
-    rounds_momentum = storage.is_narrow(
-        storage.as_format("accumulator_dtype", accumulator_dtype)
+    rounds_momentum = _store.is_narrow(
+        _store.as_format("accumulator_dtype", accumulator_dtype)
     )
     scale_by_rms = rms(
         decay,

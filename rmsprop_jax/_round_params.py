@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import _bits, _grid, _leaves, _matching, storage
+from . import _bits, _grid, _leaves, _matching, _store
 from ._placement import placed
 
 FORMS = ("stochastic", "remainder")
 """What `round_params` can do."""
 
-DEFAULT = "stochastic"
-"""What `rmsprop(..., round_params=True)` means."""
+DEFAULT = "remainder"
+"""What `rmsprop(..., round_params=True)` means: on the mean of four nets at three
+decays its test loss was within 0.61 % (95 %) of that of float32 master weights, that of
+the other form 1.3 % higher (`rmsprop-jax claims bf16`)."""
 
 
 class RoundParamsState(NamedTuple):
@@ -36,15 +38,17 @@ def round_params(
     *,
     form: Literal["stochastic", "remainder"] = "stochastic",
 ) -> optax.GradientTransformation:
-    r"""Makes updates that move parameters of 16 or 8 bits without bias.
+    """Makes updates that move parameters of 16 or 8 bits without bias.
 
-    .. math::
-      u_t \leftarrow \text{round}(\theta_{t-1} + u_t) - \theta_{t-1}
+    ::
+
+        u ← round(θ + u) − θ
 
     Nearest rounding leaves a parameter in bfloat16 where it is if the update is under
     1/512 of it. Put this last in the chain: whatever scales or changes its updates
     afterwards, the sums are rounded to nearest again, and small updates are lost
-    without an error. Where the state is seen as a whole, in `merge`, that is an error.
+    without an error. Where the state is seen as a whole, in `merge`, that is an error;
+    of `optax.named_chain`, whose state is a dictionary, the order cannot be seen.
 
     Its updates have the parameters' dtype, so that `optax.apply_updates`,
     `equinox.apply_updates` and ``p + u`` do the same: up to |u| = |p| / 4 the sum is
@@ -163,4 +167,4 @@ def _rounded(
     target = _grid.weight(p, remainder, grid) + u
     d, remainder = _grid.step_and_remainder(p, u, target, bits, grid)
     remainder = remainder.astype(jnp.int8)
-    return storage.tied(d, remainder).astype(dtype), remainder
+    return _store.tied(d, remainder).astype(dtype), remainder

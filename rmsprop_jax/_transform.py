@@ -25,14 +25,14 @@ def scale_by_rms(
     mu_dtype: Any = None,
     seed: jax.typing.ArrayLike = 0,
 ) -> optax.GradientTransformation:
-    r"""Divides each gradient by a moving root mean square of its own history.
+    """Divides each gradient by a moving root mean square of its own history.
 
-    .. math::
-      \delta_t &= g_t - \mu_{t-1} \\
-      \mu_t &= \mu_{t-1} + (1 - \rho_t) \, \delta_t
-        \qquad \text{where centred, otherwise } \mu \equiv 0 \\
-      \nu_t &= \rho_t \, \nu_{t-1} + (1 - \rho_t) \, \delta_t \, (g_t - \mu_t) \\
-      u_t &= g_t / (\sqrt{\nu_t + \epsilon_\text{root}} + \epsilon)
+    ::
+
+        δ = g − μ
+        μ ← μ + (1 − ρ)·δ            (where centred; otherwise μ = 0)
+        ν ← ρ·ν + (1 − ρ)·δ·(g − μ)
+        u = g / √(ν + eps)           (eps_in_sqrt; otherwise g / (√ν + eps))
 
     The arithmetic is in float32, or in float64 where gradients or accumulators are.
     With `params` given to `update`, its updates have the wider dtype of gradient and
@@ -41,7 +41,7 @@ def scale_by_rms(
     accumulators as they are, and so does an integer buffer, whose gradient is None.
 
     Args:
-      decay: how much of the average a step keeps: a number in [0, 1), or a schedule,
+      decay: ρ, how much of the average a step keeps: a number in [0, 1), or a schedule,
         a function of the number of updates done that stays in [0, 1)
         (`rmsprop_jax.decay` has some). One that leaves [0, 1] during a run makes the
         updates NaN at once, as a negative `eps` does; 1 itself keeps all of `nu`.
@@ -56,7 +56,7 @@ def scale_by_rms(
       centered: whether to divide by the standard deviation instead. The variance is
         itself the state, so it is never negative; where it falls under the rounding
         error of |g|², as it does for constant gradients, that error stands in (so |u|
-        stays below 2,900 in float32), and where rho = 0 forgets all but one gradient,
+        stays below 2,900 in float32), and where ρ = 0 forgets all but one gradient,
         which has no variance, |g|² itself does.
       skip_nonfinite: whether an element whose gradient is not finite, or overflows
         when squared, counts as no information: its accumulators stay, its update is 0.

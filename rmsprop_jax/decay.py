@@ -1,8 +1,8 @@
 """Decay schedules: how much of the moving average each step keeps.
 
 A schedule is any function of the number of updates done (an int32 scalar, 0 at the
-first update, as everywhere in Optax) that returns rho_t in [0, 1), or `Weights`. Where
-rho_1 = 0 the average forgets its initial value; bias correction is no more than that.
+first update, as everywhere in Optax) that returns ρ_t in [0, 1), or `Weights`. Where
+ρ_1 = 0 the average forgets its initial value; bias correction is no more than that.
 """
 
 import functools
@@ -15,18 +15,20 @@ import numpy as np
 
 from . import _checks
 
+__all__ = ["Weights", "constant", "debiased", "power"]
+
 Schedule = Callable[[Any], Any]
 
 _TINY = 1e-37  # has a logarithm
 
 
 class Weights(NamedTuple):
-    """What a schedule may return in the place of rho_t: both weights of a step.
+    """What a schedule may return in the place of ρ_t: both weights of a step.
 
     Attributes:
       keep: what the old average is multiplied with.
       take: what the new value is multiplied with. None is 1 - keep, taken after `keep`
-        was rounded to the dtype of the arithmetic; of a bare rho_t it is taken before.
+        was rounded to the dtype of the arithmetic; of a bare ρ_t it is taken before.
     """
 
     keep: Any
@@ -43,10 +45,10 @@ class Constant(NamedTuple):
 
 
 def constant(value: jax.typing.ArrayLike) -> Constant:
-    r"""The same decay at every step, rho_t = rho.
+    """The same decay at every step, ρ_t = ρ.
 
     Args:
-      value: the decay rho, a number in [0, 1).
+      value: the decay ρ, a number in [0, 1).
 
     Returns:
       The schedule, a function of the step count.
@@ -65,16 +67,18 @@ def constant(value: jax.typing.ArrayLike) -> Constant:
 
 
 def debiased(value: jax.typing.ArrayLike) -> Schedule:
-    r"""The decay that makes the moving average unbiased from the first step on.
+    """The decay that makes the moving average unbiased from the first step on.
 
-    .. math:: \rho_t = \rho \, \frac{1 - \rho^{t-1}}{1 - \rho^t}
+    ::
+
+        ρ_t = ρ·(1 − ρ^(t−1)) / (1 − ρ^t)
 
     A recursion with this decay is the average of the gradients seen, with weights
-    proportional to rho^(t-s): what bias correction computes, with nothing left of the
-    initial value, whatever it was, because rho_1 = 0.
+    proportional to ρ^(t−s): what bias correction computes, with nothing left of the
+    initial value, whatever it was, because ρ_1 = 0.
 
     Args:
-      value: the decay rho that it tends to, a number in [0, 1).
+      value: the decay ρ that it tends to, a number in [0, 1).
 
     Returns:
       The schedule, a function of the step count t - 1.
@@ -111,9 +115,11 @@ def debiased(value: jax.typing.ArrayLike) -> Schedule:
 
 
 def power(exponent: jax.typing.ArrayLike = 0.8) -> Schedule:
-    r"""Adafactor's decay, an average over a window that grows with the run.
+    """Adafactor's decay, an average over a window that grows with the run.
 
-    .. math:: \rho_t = 1 - t^{-\mathrm{exponent}}
+    ::
+
+        ρ_t = 1 − t^(−exponent)
 
     Args:
       exponent: how fast the window grows, greater than 0; 1 averages over all steps.

@@ -13,25 +13,26 @@ import numpy as np
 import optax
 
 from . import _bits, _checks, _grid, _matching
-from ._bits import in_pieces as in_pieces
-from ._grid import to_bfloat16 as to_bfloat16
-from ._grid import to_float16 as to_float16
 from ._round_params import RoundParamsState as RoundParamsState
 from ._round_params import grid_of
 from ._round_params import round_params as round_params
+
+__all__ = ["RoundParamsState", "merge", "random_bits", "round_params"]
 
 
 def random_bits(
     shape: tuple[int, ...], step: jax.typing.ArrayLike, seed: jax.typing.ArrayLike
 ) -> jax.Array:
-    r"""Returns 32 random bits for each element, a function of index, step and seed.
+    """Returns 32 random bits for each element, a function of index, step and seed.
 
-    .. math:: \text{mix}(i \oplus \text{mix}(\text{step} \cdot \phi + \text{seed}))
+    ::
 
-    i is the row-major index, mix a 32-bit finaliser; use the high bits, they are the
-    best. There is no state, and the bits are the same on every device and in every
-    sharding (`jax.shard_map` aside, whose functions see a part of the array as the
-    whole).
+        mix(i xor mix(step·φ + seed))
+
+    i is the row-major index, mix a 32-bit finaliser, φ is 0x9E3779B9; use the high
+    bits, they are the best. There is no state, and the bits are the same on every
+    device and in every sharding (`jax.shard_map` aside, whose functions see a part of
+    the array as the whole).
 
     Args:
       shape: that of the array to round.

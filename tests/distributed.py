@@ -26,11 +26,12 @@ def main(kind, out, processes="1", index="0", port="0"):
     from jax.sharding import AxisType, NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from rmsprop_jax.demo.tasks import digits
+    from rmsprop_jax.lab.models import DigitsNet
+    from rmsprop_jax.lab.tasks import digits
 
     task = digits()
     mesh = jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
-    graphdef, params = nnx.split(task.make_model(nnx.Rngs(0)))
+    graphdef, params = nnx.split(DigitsNet(rngs=nnx.Rngs(0)))
     params = jax.device_put(params, NamedSharding(mesh, P()))
     train = {"data": data_parallel, "zero": with_zero}[kind](graphdef, params, mesh)
     order = np.random.default_rng(0).permutation(len(task.train.inputs))
@@ -55,7 +56,7 @@ def part(x, index):
 def loss_of(graphdef):
     from flax import nnx
 
-    from rmsprop_jax.demo.tasks import metrics
+    from rmsprop_jax.lab.tasks import metrics
 
     def loss(params, inputs, targets):
         return metrics(nnx.merge(graphdef, params)(inputs), targets)[0]

@@ -34,7 +34,8 @@ from rich.progress import (
 
 from rmsprop_jax import rmsprop
 from rmsprop_jax.checkpoint import Checkpoints
-from rmsprop_jax.demo import tasks
+from rmsprop_jax.lab import tasks
+from rmsprop_jax.lab.models import DigitsNet
 
 STEPS, BATCH, SEED = 60, 32, 0
 EARLY = 0.25  # the part of the kills that do not wait for the first step
@@ -50,7 +51,7 @@ def train(folder, cache, pipe):
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    model = TASK.make_model(nnx.Rngs(params=SEED))
+    model = DigitsNet(rngs=nnx.Rngs(params=SEED))
     tx = rmsprop(
         optax.cosine_decay_schedule(0.01, STEPS),
         momentum=0.9,

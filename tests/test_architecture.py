@@ -3,15 +3,20 @@
 import ast
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
+
+from rmsprop_jax import rmsprop
 
 PACKAGE = Path(__file__).parent.parent / "rmsprop_jax"
 
 # Which modules of the package each module may import.
 MAP = {
     "_checks": set(),
+    "_files": {"_install"},
     "_injection": {"_checks"},
     "_signature": {"_injection"},
     "_matching": set(),
@@ -23,14 +28,15 @@ MAP = {
         "_leaves",
         "_matching",
         "_placement",
-        "storage",
+        "_store",
     },
     "rounding": {"_bits", "_checks", "_grid", "_matching", "_round_params"},
     "_state": set(),
     "_format": {"_checks"},
     "_codes": {"_format", "_state"},
     "_leaves": {"_matching"},
-    "storage": {"_checks", "_codes", "_format", "_grid", "_leaves"},
+    "_store": {"_codes", "_format", "_grid", "_leaves"},
+    "storage": {"_store", "_checks", "_codes", "_format"},
     "decay": {"_checks"},
     "_rms": {
         "_bits",
@@ -39,7 +45,7 @@ MAP = {
         "_matching",
         "_placement",
         "_state",
-        "storage",
+        "_store",
         "decay",
     },
     "_transform": {"_rms", "_signature"},
@@ -54,7 +60,14 @@ MAP = {
     "sharding._zero": {"_checks", "_inside", "_matching", "_parts", "_zero_state"},
     "sharding._follow": {"_checks", "_matching", "_placement"},
     "sharding.__init__": {"_follow", "_zero", "_zero_state"},
-    "_chain": {"_bits", "_checks", "_leaves", "_matching", "_placement", "storage"},
+    "_chain": {
+        "_bits",
+        "_checks",
+        "_leaves",
+        "_matching",
+        "_placement",
+        "_store",
+    },
     "_weight_decay": {"_chain", "_checks", "_leaves", "_matching"},
     "_rmsprop": {
         "_checks",
@@ -64,7 +77,7 @@ MAP = {
         "_signature",
         "_state",
         "_weight_decay",
-        "storage",
+        "_store",
     },
     "dialects._dialect": {"_checks", "_injection", "_signature", "_rmsprop"},
     "dialects._table": {"_signature"},
@@ -83,8 +96,9 @@ MAP = {
         "_timm",
         "_torch",
     },
-    "convert._files": set(),
-    "convert._record": {"_leaves", "dialects", "storage", "_state", "_rmsprop"},
+    "_install": set(),
+    "convert._files": {"_files"},
+    "convert._record": {"_leaves", "dialects", "_store", "_state", "_rmsprop"},
     "convert._origins": {"_record"},
     "convert._names": {"_checks", "_origins", "_record"},
     "convert._moving": {"_names", "_origins", "_record"},
@@ -145,8 +159,8 @@ MAP = {
         "_optax",
         "_record",
         "_restored",
+        "_store",
         "_resume",
-        "storage",
     },
     "convert.__init__": {
         "_api",
@@ -173,13 +187,14 @@ MAP = {
         "_writing",
     },
     "checkpoint.__init__": {"_checkpoints", "_reading"},
-    "diagnostics._spectrum": {"storage"},
+    "diagnostics._spectrum": {"_store", "storage"},
     "diagnostics._trees": {"_leaves", "_matching", "_placement", "convert", "sharding"},
     "diagnostics._values": {
         "_checks",
         "_leaves",
         "_spectrum",
         "_trees",
+        "_store",
         "storage",
     },
     "diagnostics._watch": {
@@ -190,14 +205,14 @@ MAP = {
         "_values",
         "dialects",
     },
-    "diagnostics._show": {"_checks", "_trees", "_values", "convert"},
+    "diagnostics._show": {"_checks", "_trees", "_files", "_values"},
     "diagnostics._finder": {"_checks", "_matching"},
     "diagnostics._pictures": {
         "_checks",
         "_finder",
         "_show",
         "_values",
-        "convert",
+        "_files",
     },
     "diagnostics.__init__": {
         "_finder",
@@ -207,7 +222,9 @@ MAP = {
         "_values",
         "_watch",
     },
+    "_interrupt": set(),
     "__init__": {
+        "_interrupt",
         "_state",
         "convert",
         "decay",
@@ -223,12 +240,12 @@ MAP = {
 }
 CORE = [name for name in MAP if not name.startswith("__") and "." not in name]
 DIALECTS = [name for name in MAP if name.startswith("dialects.")]
+COMMANDS = ("bench", "claims", "demo")
 FOR_PEOPLE = {
-    "bench",
-    "claims",
+    *COMMANDS,
     "cli",
-    "demo",
     "convert.command",
+    "lab",
 }  # import anything; none imports them
 
 
@@ -265,6 +282,18 @@ def test_imports_follow_the_map():
         assert ours <= MAP[name], f"{name} imports {ours - MAP[name]}"
 
 
+def test_no_command_imports_another_and_the_lab_imports_none():
+    for name, path in modules():
+        room, *inside = name.split(".")
+        if room in (*COMMANDS, "lab"):
+            ours, _ = imports(path)
+            # Of files in a room: `from . import x` and `from .x import y` stay in it.
+            beside = {other for other, _ in modules() if other.startswith(f"{room}.")}
+            outside = {n for n in ours if f"{room}.{n}" not in beside}
+            assert not outside & (set(COMMANDS) - {room}), f"{name}: {outside}"
+            assert inside
+
+
 def test_the_core_needs_jax_and_optax_only():
     standard = {
         "__future__",
@@ -273,13 +302,23 @@ def test_the_core_needs_jax_and_optax_only():
         "contextvars",
         "dataclasses",
         "difflib",
+        "errno",
         "functools",
+        "importlib",
         "inspect",
         "itertools",
+        "json",
         "math",
         "operator",
+        "os",
+        "pathlib",
+        "signal",
+        "sys",
+        "tempfile",
+        "threading",
         "types",
         "typing",
+        "urllib",
         "zlib",
     }
     for name in CORE:
@@ -339,3 +378,24 @@ def test_an_import_starts_no_device():
         "assert not xla_bridge.backends_are_initialized()"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_plain_update_is_a_short_way():
+    tx, grads = rmsprop(0.1), {"w": jnp.ones(3)}
+    state, way = tx.init(grads), []
+
+    def entered(frame, event, _):
+        code = frame.f_code
+        if event == "call" and str(PACKAGE) in code.co_filename:
+            way.append((code.co_filename, code.co_qualname))
+
+    sys.setprofile(entered)
+    try:
+        tx.update(grads, state, grads)
+    finally:
+        sys.setprofile(None)
+    files = [file for file, _ in way]
+    functions = {entry for entry in way if not entry[1].endswith(">")}
+    assert len(set(files)) <= 5
+    assert len(functions) <= 16
+    assert 1 + sum(a != b for a, b in pairwise(files)) <= 14

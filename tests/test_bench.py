@@ -14,9 +14,9 @@ import pytest
 from flax import nnx
 from scipy import stats
 
-from rmsprop_jax import RmsState, cli
-from rmsprop_jax.bench import forms, statistics, streams, tables, tracking, training
-from rmsprop_jax.demo import tasks
+from rmsprop_jax import cli
+from rmsprop_jax.bench import forms, streams, tables, tracking, training
+from rmsprop_jax.lab import models, statistics, tasks
 
 
 class Run(NamedTuple):
@@ -28,7 +28,7 @@ class Run(NamedTuple):
 
 
 class Pixels(nnx.Module):
-    def __init__(self, rngs):
+    def __init__(self, *, rngs):
         self.linear = nnx.Linear(64, 10, rngs=rngs)
 
     def __call__(self, images):
@@ -41,7 +41,7 @@ def ran(tmp_path_factory):
     out = tmp_path_factory.mktemp("bench") / "new" / "folder"
     printed, shown = io.StringIO(), io.StringIO()
     # A model that compiles in no time.
-    task = dataclasses.replace(tasks.digits(), make_model=lambda rngs: Pixels(rngs))
+    task = dataclasses.replace(tasks.digits(), net=models.of_module(Pixels))
     plan = dataclasses.replace(training.PLANS["digits"], load=lambda: task)
     jax.config.update("jax_disable_most_optimizations", True)
     with (
@@ -211,25 +211,15 @@ def test_recovery_counts_the_steps_after_each_jump():
     assert found == {"up": 9, "down": None}
 
 
-def test_each_seed_rounds_with_random_numbers_of_its_own():
-    count = jax.numpy.zeros((2, 3), int)
-    state = (RmsState(count=count, nu=count, mu=None), count)
-    moved, other = training._with_rounding_of_its_own(state, 3)
-    assert len(set(moved.count[0].tolist())) == 3
-    assert (moved.count[0] == moved.count[1]).all(), "rows of a seed differ"
-    assert not other.any()
-    assert not moved.nu.any()
-
-
 def test_holm_and_the_sentence_about_it():
     assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert statistics.holm([0.6, 0.9]) == [1, 1]
     cell = {"difference_percent": 1.5, "interval_percent": [-1, 4], "p_holm": 0.2}
     by_decay = {"0.9": {"by_form": {"float32": {}, "uint8": cell}}}
-    assert "no significant" in statistics.finding("digits", by_decay)
-    assert "± 4.00 %" in statistics.finding("digits", by_decay)
+    assert "no significant" in training.finding("digits", by_decay)
+    assert "± 4.00 %" in training.finding("digits", by_decay)
     cell["p_holm"] = 0.04
-    found = statistics.finding("digits", by_decay)
+    found = training.finding("digits", by_decay)
     assert "uint8 at decay 0.9 by +1.50 % (p = 0.040)" in found
 
 

@@ -17,12 +17,11 @@ import numpy as np
 import optax
 import pytest
 
-from rmsprop_jax import cli
+from rmsprop_jax import _install, cli
 from rmsprop_jax.bench import (
     cells,
     comparison,
     picture,
-    results,
     rows,
     shapes,
     speed,
@@ -31,6 +30,7 @@ from rmsprop_jax.bench import (
     tracing,
     training_step,
 )
+from rmsprop_jax.lab import results
 
 JAX_ROWS = [name for name, row in rows.ROWS.items() if row.quick and not row.packages]
 
@@ -487,7 +487,7 @@ def test_a_missing_extra_says_what_to_install(package, option, extra, tmp_path):
     )
     assert done.returncode == 1
     assert package in done.stderr
-    assert f"pip install 'rmsprop-jax[{extra}]'" in done.stderr
+    assert _install.command(extra) in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""The README's table: what Optax 0.2.8 does, and what we do instead, row by row."""
+"""The README's table and list: what Optax 0.2.8 does, and what we do instead."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from rmsprop_jax import rmsprop
+from rmsprop_jax import dialects, rmsprop
 
 pytestmark = [pytest.mark.promotion, pytest.mark.optimized]
 
@@ -122,3 +122,12 @@ def test_the_gradient_of_the_update_at_zero():
 
     assert np.isnan(first(optax.rmsprop))
     assert np.isfinite(first(rmsprop))
+
+
+def test_a_port_of_tf1_or_timm_with_the_same_numbers_in_the_call():
+    """`dialects` is compared with recorded runs of both, in test_golden.py."""
+    grads = jnp.full(3, 0.01)
+    longer = optax.rmsprop(0.01, 0.9, 1e-10)
+    for same in (dialects.tf1(0.01, 0.9), dialects.timm(lr=0.01, alpha=0.9)):
+        ratio = updates(longer, grads, 1)[0] / updates(same, grads, 1)[0]
+        np.testing.assert_allclose(ratio, 300, rtol=0.01)

@@ -1,18 +1,24 @@
 """The command line: options, errors, interruptions and the files it leaves."""
 
 import argparse
+import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import rmsprop_jax
-from rmsprop_jax import cli
+from rmsprop_jax import _files, _install, cli
+from rmsprop_jax.convert import command as convert
+from rmsprop_jax.demo import bf16, sweeps
 from rmsprop_jax.demo import command as demo
-from rmsprop_jax.demo import files, train
+from rmsprop_jax.lab import options
 
 pytestmark = pytest.mark.optimized
 
@@ -201,7 +207,7 @@ def test_a_batch_larger_than_the_training_set_gets_one_line(tmp_path, capsys):
 
 
 def test_a_batch_may_be_the_whole_training_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "sweep", interrupt)
+    monkeypatch.setattr(sweeps, "sweep", interrupt)
     arguments = ["demo", "--task=digits", "--batch-size=1000", f"--out={tmp_path}"]
     assert cli.main(arguments) == 130, "the training did not begin"
 
@@ -227,6 +233,59 @@ def test_a_folder_in_a_file_s_place_is_refused_before_training(name, tmp_path, c
 
 
 @pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("bench", "speed.json"), ("bench", "speed.png"),
+        ("bench storage", "tracking.json"), ("bench --gpu=h100", "gpu.json"),
+        ("claims scales", "results.json"), ("claims scales", "scales.png"),
+        ("demo", "bf16.png"),
+    ],
+)  # fmt: skip
+def test_a_folder_in_the_place_of_a_result_is_refused_before_the_work(
+    command, name, tmp_path, monkeypatch, capsys
+):
+    module = importlib.import_module(cli.COMMANDS[command.split()[0]][0])
+    monkeypatch.setattr(module, "run", interrupt)
+    (tmp_path / name).mkdir()
+    assert cli.main([*command.split(), f"--out={tmp_path}"]) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert f"{tmp_path / name} is a folder" in stderr
+    (tmp_path / name).rmdir()
+    assert cli.main([*command.split(), f"--out={tmp_path}"]) == 130, "it did not begin"
+
+
+@pytest.mark.parametrize("target", ["", "nowhere/state.safetensors"])
+def test_a_target_that_cannot_be_written_is_refused_before_the_work(
+    target, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(convert, "run", interrupt)
+    assert cli.main(["convert", "run.pt", str(tmp_path / target)]) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert "argument target: " in stderr
+    assert cli.main(["convert", "run.pt", str(tmp_path / "state.safetensors")]) == 130
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_a_command_says_how_long_it_takes(command, monkeypatch, capsys):
+    duration = cli.COMMANDS[command][2]
+    assert cli.main([command, "--help"]) == 0
+    assert f"takes {duration}" in capsys.readouterr().out
+    module = importlib.import_module(cli.COMMANDS[command][0])
+    monkeypatch.setattr(module, "run", interrupt)
+    arguments = [command, *(["a.pt", "b.safetensors"] if command == "convert" else [])]
+    for quiet, shown in (
+        (["--quiet"], ""),
+        ([], f"rmsprop-jax {command}: {duration}\n"),
+    ):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        assert cli.main([*arguments, *quiet]) == 130
+        stderr = capsys.readouterr().err
+        assert stderr == shown + "rmsprop-jax: interrupted\n"
+
+
+@pytest.mark.parametrize(
     ("error", "status", "words"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
@@ -240,7 +299,7 @@ def test_a_folder_that_takes_no_files_is_refused_before_training(
         assert options["dir"].is_dir()
         raise error
 
-    monkeypatch.setattr(demo.tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(options.tempfile, "NamedTemporaryFile", refuse)
     assert cli.main(["demo", f"--out={tmp_path / 'new' / 'folder'}"]) == status
     stderr = capsys.readouterr().err
     assert stderr.count("\n") == 1
@@ -267,7 +326,7 @@ def test_a_missing_extra_says_what_to_install(package, tmp_path):
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "pip install 'rmsprop-jax[demo]'" in done.stderr
+    assert _install.command("demo") in done.stderr
     assert package in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -279,7 +338,7 @@ def interrupt(*args, **kwargs):
 
 def test_ctrl_c_while_training_leaves_what_was_there(tmp_path, monkeypatch, capsys):
     (tmp_path / "results.json").write_text("older")
-    monkeypatch.setattr(train, "sweep", interrupt)
+    monkeypatch.setattr(bf16, "train", interrupt)
     assert cli.main(["demo", "--out", str(tmp_path)]) == 130
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
     assert (tmp_path / "results.json").read_text() == "older"
@@ -306,20 +365,90 @@ def test_ctrl_c_ends_the_process_without_a_crash(tmp_path):
 SIGNALLED = """
 import os, signal, sys, threading
 from rmsprop_jax import cli
-from rmsprop_jax.demo import program, train
+from rmsprop_jax.lab import program, training
 
-def compile_training(*args):
-    training = program.compile_training(*args)
+def compiled(*args):
+    made = program.compiled(*args)
 
-    def advance(state, first, last):
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-        return training(state, first, last)
+    def advance(*args):
+        if args[-1] > 0:  # none of its steps is done while it compiles
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return made.advance(*args)
 
-    return advance
+    return made._replace(advance=advance)
 
-train.compile_training = compile_training
+training.compiled = compiled
 sys.exit(cli.main())
 """
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "last"),
+    [
+        ("wait()", 130, "rmsprop-jax: interrupted"),
+        ("while True:\n        with suppress(KeyboardInterrupt): wait()", 130,
+         "rmsprop-jax: interrupted"),
+        ("try: wait()\n    except KeyboardInterrupt: raise ValueError", 130,
+         "rmsprop-jax: interrupted"),
+        ("del gc.callbacks[:]; gc.callbacks.append(lambda *_: wait()); gc.collect(); "
+         "later.join(); time.sleep(60)", 130, "rmsprop-jax: interrupted"),
+        ("raise ValueError('of ours')", 1, "ValueError: of ours"),
+        ("return 3", 3, ""),
+    ],
+    ids=["raised", "lost", "another", "in gc", "no interrupt", "done"],
+)  # fmt: skip
+def test_ctrl_c_ends_it_whatever_becomes_of_the_exception(body, status, last):
+    program = f"""
+import gc, os, signal, sys, threading, time
+from contextlib import suppress
+from rmsprop_jax import cli
+
+later = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+
+def wait():
+    later.ident or later.start()
+    time.sleep(60)
+
+def run(argv):
+    {body}
+
+cli._run = run
+sys.exit(cli.main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stderr.splitlines()[-1:] == ([last] if last else [])
+    assert status == 1 or "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_thirty_moments(tmp_path):
+    """While modules are imported, programs traced and compiled, and nets trained.
+
+    Earlier than the first of them it is Python itself that starts.
+    """
+    small = ("--task=digits", "--steps=20", "--seeds=2", "--lrs=1e-2")
+    command = [sys.executable, "-m", "rmsprop_jax", "demo", *small, f"--out={tmp_path}"]
+    alive, late = 0, []
+    for moment in np.geomspace(0.25, 8, 30):
+        process = subprocess.Popen(
+            [*command, "--optimizers=rmsprop"], text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        time.sleep(moment)
+        alive += process.poll() is None
+        process.send_signal(signal.SIGINT)
+        began = time.perf_counter()
+        _, stderr = process.communicate(timeout=60)
+        if process.returncode:
+            late.append(time.perf_counter() - began)
+            assert process.returncode == 130, (moment, stderr)
+            assert stderr.endswith("rmsprop-jax: interrupted\n"), (moment, stderr)
+            assert "Traceback" not in stderr, (moment, stderr)
+    assert alive >= 10
+    assert max(late) < 4, late  # 2 by itself; the tests beside it take their part
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
@@ -336,11 +465,11 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, monkeypatch, er
     monkeypatch.setattr(Path, "write_bytes", half)
     contents = {"curves.png": b"picture", "results.json": b"newer"}
     with pytest.raises(error):
-        files.write(tmp_path, contents)
+        _files.write(tmp_path, contents)
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
     assert (tmp_path / "results.json").read_text() == "older"
     with pytest.raises(error):
-        files.write(tmp_path / "new" / "folder", contents)
+        _files.write(tmp_path / "new" / "folder", contents)
     assert not (tmp_path / "new").exists()
 
 
@@ -349,13 +478,13 @@ def test_a_folder_in_a_file_s_place_leaves_what_was_there(tmp_path):
     (tmp_path / "results.json").mkdir()
     contents = {"curves.png": b"picture", "results.json": b"newer"}
     with pytest.raises(IsADirectoryError):
-        files.write(tmp_path, contents)
+        _files.write(tmp_path, contents)
     assert (tmp_path / "curves.png").read_text() == "older"
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_writing_replaces_what_was_there(tmp_path):
     (tmp_path / "results.json").write_text("older")
-    files.write(tmp_path, {"results.json": b"newer"})
+    _files.write(tmp_path, {"results.json": b"newer"})
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
     assert (tmp_path / "results.json").read_bytes() == b"newer"

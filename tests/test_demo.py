@@ -17,8 +17,11 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from rmsprop_jax.checkpoint import Checkpoints
-from rmsprop_jax.demo import files, models, picture, program, report, tasks, train
-from rmsprop_jax.demo.optimizers import LABELS, default_learning_rates, make_optimizers
+from rmsprop_jax.demo import picture, report, sweeps
+from rmsprop_jax.demo.optimizers import GRIDS, NAMES, contenders
+from rmsprop_jax.lab import models, pictures, results, statistics, tasks
+from rmsprop_jax.lab import training as lab_training
+from rmsprop_jax.lab.contenders import LABELS
 
 pytestmark = pytest.mark.optimized
 
@@ -35,10 +38,6 @@ class Linear(nnx.Module):
         return self.linear(inputs)
 
 
-def make_linear(rngs):
-    return Linear(rngs=rngs)
-
-
 @pytest.fixture(scope="module")
 def task():
     """Two classes told apart by the sign of the first of three features."""
@@ -48,24 +47,31 @@ def task():
         tasks.Split(inputs[i : i + 20], targets[i : i + 20]) for i in (0, 20, 40)
     )
     return tasks.Task(
-        "toy", "two classes", "point", train_, validation, test, make_linear
+        "toy",
+        "two classes",
+        "point",
+        train_,
+        validation,
+        test,
+        models.of_module(Linear),
     )
 
 
 def run(task, name="rmsprop", rates=(1e-2, 1e-1), seeds=3):
-    return train.sweep(task, make_optimizers()[name], rates, seeds, STEPS, BATCH)
+    return sweeps.sweep(task, contenders({})[name], rates, seeds, STEPS, BATCH)
 
 
 @pytest.fixture(scope="module")
 def outcome(task):
-    sweeps = {name: run(task, name) for name in LABELS}
-    return report.Outcome(task, sweeps, BATCH)
+    return sweeps.Outcome(task, {name: run(task, name) for name in NAMES}, BATCH)
 
 
 def test_runs_of_a_grid_are_the_runs_trained_alone(task, outcome):
     """Against a plain loop over the steps of one run at a time."""
-    sweep = outcome.sweeps["rmsprop"]
-    batches = program.batches(20, BATCH, STEPS, 3)
+    sweep = outcome.tried["rmsprop"]
+    batches = [
+        tasks.shuffled(jax.random.key(seed), 20, BATCH, STEPS) for seed in range(3)
+    ]
 
     @nnx.jit
     def loss(model, inputs, targets):
@@ -76,8 +82,8 @@ def test_runs_of_a_grid_are_the_runs_trained_alone(task, outcome):
         optimizer.update(model, nnx.grad(loss)(model, inputs, targets))
 
     for (i, rate), seed in [((0, 1e-2), 0), ((1, 1e-1), 2)]:
-        model = make_linear(nnx.Rngs(params=jax.random.key(seed)))
-        transformation = make_optimizers()["rmsprop"](jnp.float32(rate))
+        model = Linear(rngs=nnx.Rngs(params=jax.random.key(seed)))
+        transformation = contenders({})["rmsprop"].make(jnp.float32(rate), None)
         optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
         for batch in np.asarray(batches[seed]):
             split = task.train
@@ -94,7 +100,7 @@ def test_runs_of_a_grid_are_the_runs_trained_alone(task, outcome):
 
 
 def test_a_sweep_learns_and_repeats_to_the_bit(task, outcome):
-    first, again = outcome.sweeps["rmsprop"], run(task)
+    first, again = outcome.tried["rmsprop"], run(task)
     assert first.validation_loss.shape == (STEPS + 1, 2, 3)
     assert first.validation_loss[-1, 1].mean() < first.validation_loss[0, 1].mean()
     np.testing.assert_array_equal(first.validation_loss, again.validation_loss)
@@ -116,10 +122,9 @@ def test_a_sweep_that_was_cut_off_goes_on_to_the_bit(task, outcome, tmp_path, na
             if step == stop_at:
                 raise CutOff
 
-        make = make_optimizers()[name]
         with Checkpoints(tmp_path) as checkpoints:
             arguments = ((1e-2, 1e-1), 3, STEPS, BATCH, on_progress, checkpoints)
-            return train.sweep(task, make, *arguments), steps
+            return sweeps.sweep(task, contenders({})[name], *arguments), steps
 
     for stop_at in (2, 4):
         with pytest.raises(CutOff):
@@ -129,12 +134,12 @@ def test_a_sweep_that_was_cut_off_goes_on_to_the_bit(task, outcome, tmp_path, na
         assert steps == expected_steps
         for field in ("validation_loss", "test_loss", "test_accuracy", "evaluated_at"):
             np.testing.assert_array_equal(
-                getattr(sweep, field), getattr(outcome.sweeps[name], field)
+                getattr(sweep, field), getattr(outcome.tried[name], field)
             )
 
 
 def test_seeds_differ_and_are_the_same_for_all_optimizers(outcome):
-    starts = [sweep.validation_loss[0] for sweep in outcome.sweeps.values()]
+    starts = [sweep.validation_loss[0] for sweep in outcome.tried.values()]
     assert len(set(starts[0][0].tolist())) == 3
     for start in starts:
         np.testing.assert_allclose(start, np.broadcast_to(starts[0][0], (2, 3)))
@@ -142,7 +147,7 @@ def test_seeds_differ_and_are_the_same_for_all_optimizers(outcome):
 
 def test_options_reach_rmsprop_alone():
     def second_update(name, options):
-        optimizer = make_optimizers(**options)[name](jnp.float32(0.1))
+        optimizer = contenders(options)[name].make(jnp.float32(0.1), None)
         state = optimizer.init(jnp.ones(()))
         _, state = optimizer.update(jnp.float32(1.0), state)
         return np.asarray(optimizer.update(jnp.float32(2.0), state)[0]).item()
@@ -158,41 +163,41 @@ def test_a_run_that_diverges_does_not_win(task):
     assert not np.isfinite(sweep.validation_loss[-1, 1]).all()
     assert sweep.best == 0
     assert np.isfinite(sweep.test_loss).all()
-    assert train.best_rate(np.array([[np.nan, 0.0], [5.0, 6.0], [-np.inf, 1]])) == 1
+    assert sweeps.best_rate(np.array([[np.nan, 0.0], [5.0, 6.0], [-np.inf, 1]])) == 1
 
 
 def test_all_diverged_is_reported_without_a_number(task, outcome):
-    validation_loss = outcome.sweeps["sgd"].validation_loss.copy()
+    validation_loss = outcome.tried["sgd"].validation_loss.copy()
     validation_loss[1:] = np.nan
     sweep = dataclasses.replace(
-        outcome.sweeps["sgd"], test_loss=NAN, validation_loss=validation_loss
+        outcome.tried["sgd"], test_loss=NAN, validation_loss=validation_loss
     )
-    outcome = report.Outcome(task, {"sgd": sweep}, BATCH)
+    outcome = sweeps.Outcome(task, {"sgd": sweep}, BATCH)
     shown = render(outcome)
     assert "3 of 3 diverged" in shown
     assert "*" not in shown
     assert shown.split("diverged")[1].split()[0] == "-", "no accuracy"
     assert "nan" not in shown.lower()
-    results = json.loads(files.json_bytes(files.results([outcome], {}, 1.0)))
-    losses = results["tasks"]["toy"]["optimizers"]["sgd"]["test_loss_by_seed"]
+    found = json.loads(results.json_bytes(report.results(outcome)))
+    losses = found["optimizers"]["sgd"]["test_loss_by_seed"]
     assert losses == [None] * 3
-    assert imread(io.BytesIO(picture.png([outcome]))).std() > 0.05
+    assert imread(io.BytesIO(pictures.png(picture.figure([outcome])))).std() > 0.05
 
 
 def render(outcome):
-    console = Console(width=80, file=io.StringIO())
+    console = Console(width=60, file=io.StringIO())
     console.print(report.table(outcome))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def test_table_fits_80_columns_and_marks_the_best(outcome):
+def test_table_fits_60_columns_and_marks_the_best(outcome):
     shown = render(outcome)
     assert "…" not in shown
     rows = {name: line for line in shown.splitlines() for name in LABELS.values()
             if line.split()[:1] == [name]}  # fmt: skip
-    assert len(rows) == len(LABELS)
-    means = {LABELS[n]: s.test_loss.mean() for n, s in outcome.sweeps.items()}
+    assert len(rows) == len(NAMES)
+    means = {LABELS[n]: s.test_loss.mean() for n, s in outcome.tried.items()}
     starred = [name for name, row in rows.items() if "*" in row]
     assert starred == [min(means, key=lambda name: means[name])]
     assert all("†" in row for row in rows.values()), "two rates are both at the edge"
@@ -202,17 +207,18 @@ def test_table_fits_80_columns_and_marks_the_best(outcome):
 
 def test_edge_is_marked_only_there(task, outcome):
     inside = dataclasses.replace(
-        outcome.sweeps["sgd"], learning_rates=np.array([0.1, 0.3, 1.0]), best=1
+        outcome.tried["sgd"], learning_rates=np.array([0.1, 0.3, 1.0]), best=1
     )
-    outcome = report.Outcome(task, {"sgd": inside}, BATCH)
+    outcome = sweeps.Outcome(task, {"sgd": inside}, BATCH)
     assert "†" not in render(outcome)
     assert not any("edge" in note for note in report.footnotes(outcome))
 
 
-def test_standard_error():
-    assert report.mean_and_error(np.array([1.0, 2.0, 3.0]), 4) == "2.0000 ± 0.5774"
-    assert report.mean_and_error(np.array([1.0]), 2) == "1.00"
-    assert report.mean_and_error(np.array([1.0, np.inf]), 2) == "1 of 2 diverged"
+def test_plus_minus_is_half_of_the_interval_over_seeds():
+    # The standard error is 0.5774, and the t quantile of 2 degrees of freedom 4.303.
+    assert statistics.with_interval(np.array([1.0, 2.0, 3.0]), 3) == "2.000 ± 2.484"
+    assert statistics.with_interval(np.array([1.0]), 2) == "1.00"
+    assert statistics.with_interval(np.array([1.0, np.inf]), 2) == "1 of 2 diverged"
 
 
 BASE = np.array([1.0, 2.0, 3.0])
@@ -270,7 +276,7 @@ def test_verdict(losses, words):
 def test_noise_is_judged_by_the_number_of_seeds(seeds, quantile):
     spread = np.arange(seeds, dtype=float)
     spread -= spread.mean()
-    spread /= report.standard_error(spread)
+    spread /= spread.std(ddof=1) / seeds**0.5
     for factor, word in ((0.99, "within noise"), (1.01, "beyond noise")):
         losses = {"rmsprop": np.zeros(seeds), "adam": spread + factor * quantile}
         sentence = report.verdict(losses)
@@ -292,7 +298,7 @@ def test_the_rate_is_chosen_on_validation_data_and_not_on_test_data(task):
 def test_time_is_per_step_and_run(task, monkeypatch):
     """On a clock that ticks once a look: a second for each stretch of training."""
     ticks = itertools.count()
-    monkeypatch.setattr(train.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(lab_training.time, "perf_counter", lambda: float(next(ticks)))
     sweep = run(task)
     assert sweep.compile_seconds == 1
     assert sweep.step_seconds == pytest.approx(STEPS / STEPS / (2 * 3))
@@ -302,30 +308,30 @@ def test_the_picture_draws_the_best_rate(outcome):
     whole = picture.figure([outcome])
     curves, rates = whole.subfigs[0].axes
     for line, (name, sweep) in zip(
-        curves.get_lines(), outcome.sweeps.items(), strict=True
+        curves.get_lines(), outcome.tried.items(), strict=True
     ):
         mean = sweep.validation_loss[:, sweep.best].mean(-1)
         np.testing.assert_allclose(line.get_ydata(), mean)
         assert LABELS[name] in line.get_label()
         assert f"{sweep.learning_rates[sweep.best]:g}" in line.get_label()
-    for band, sweep in zip(curves.collections, outcome.sweeps.values(), strict=True):
+    for band, sweep in zip(curves.collections, outcome.tried.values(), strict=True):
         losses = sweep.validation_loss[:, sweep.best]
-        errors = np.array([report.standard_error(x) for x in losses])
+        errors = statistics.half_width(losses)
         heights = band.get_paths()[0].vertices[:, 1]
         for edge in (losses.mean(-1) - errors, losses.mean(-1) + errors):
             assert np.abs(heights[:, None] - edge).min(axis=0).max() < 1e-5
     rings = [x for x in rates.get_lines() if x.get_markerfacecolor() == "none"]
-    for ring, sweep in zip(rings, outcome.sweeps.values(), strict=True):
+    for ring, sweep in zip(rings, outcome.tried.values(), strict=True):
         assert ring.get_xdata() == sweep.learning_rates[sweep.best]
-    for bars, sweep in zip(rates.containers, outcome.sweeps.values(), strict=True):
+    for bars, sweep in zip(rates.containers, outcome.tried.values(), strict=True):
         (segments,) = bars[2]
         lengths = [high - low for (_, low), (_, high) in segments.get_segments()]
-        errors = [report.standard_error(x) for x in sweep.validation_loss[-1]]
-        np.testing.assert_allclose(lengths, 2 * np.asarray(errors, float))
+        errors = statistics.half_width(sweep.validation_loss[-1])
+        np.testing.assert_allclose(lengths, 2 * errors)
 
 
 def test_one_optimizer_alone_and_a_single_rate_are_said_to_be_that(task):
-    outcome = report.Outcome(task, {"sgd": run(task, "sgd", rates=[0.1])}, BATCH)
+    outcome = sweeps.Outcome(task, {"sgd": run(task, "sgd", rates=[0.1])}, BATCH)
     assert "*" not in render(outcome)
     notes = " ".join(report.footnotes(outcome))
     assert "lowest" not in notes
@@ -351,17 +357,15 @@ def test_convolution_through_patches_is_the_convolution():
         models.patch_convolution(x, k, (1, 1), "VALID")
 
 
-@pytest.mark.parametrize("name", ["digits", "text"])
+@pytest.mark.parametrize("name", tasks.TASKS)
 def test_tasks_have_disjoint_splits_and_a_model_of_params(name):
     task, again = tasks.TASKS[name](), tasks.TASKS[name]()
     splits = [task.train, task.validation, task.test]
     np.testing.assert_array_equal(task.train.inputs, again.train.inputs)
     assert all(len(s.inputs) == len(s.targets) >= 100 for s in splits)
-    model = nnx.eval_shape(lambda: task.make_model(nnx.Rngs(0)))
-    assert all(isinstance(x, nnx.Param) for _, x in nnx.to_flat_state(nnx.state(model)))
-    logits = nnx.eval_shape(
-        lambda model, x: model(x), model, task.validation.inputs[:2]
-    )
+    params = jax.eval_shape(task.net.init, jax.random.key(0))
+    assert all(isinstance(x, nnx.Param) for _, x in nnx.to_flat_state(params))
+    logits = jax.eval_shape(task.net.apply, params, task.validation.inputs[:2])
     assert logits.shape[:-1] == task.validation.targets[:2].shape
     assert max(s.targets.max() for s in splits) < logits.shape[-1]
     # Tables hold rows of dashes and of spaces.
@@ -388,7 +392,9 @@ def test_metrics():
 
 
 def test_batches_go_through_every_example_before_any_comes_again():
-    batches = program.batches(10, 5, 7, 2)
+    batches = jnp.stack(
+        [tasks.shuffled(jax.random.key(seed), 10, 5, 7) for seed in range(2)]
+    )
     assert batches.shape == (2, 7, 5)
     for seed in range(2):
         for epoch in range(3):
@@ -398,8 +404,8 @@ def test_batches_go_through_every_example_before_any_comes_again():
 
 
 def test_default_grids_are_logarithmic():
-    for task in tasks.TASKS:
-        for optimizer in LABELS:
-            rates = np.array(default_learning_rates(task, optimizer))
+    for grids in GRIDS.values():
+        for optimizer in NAMES:
+            rates = np.array(grids[optimizer])
             assert len(rates) >= 5
             assert np.all(np.abs(np.diff(np.log10(rates)) - 0.5) < 0.03)

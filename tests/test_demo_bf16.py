@@ -13,9 +13,12 @@ from jax.flatten_util import ravel_pytree
 from matplotlib.image import imread
 
 from rmsprop_jax import cli, rmsprop
-from rmsprop_jax.demo import bf16, bf16_report, tasks
-from rmsprop_jax.demo.master import with_master_weights
-from rmsprop_jax.demo.narrow import Net, training
+from rmsprop_jax.demo import bf16, bf16_report
+from rmsprop_jax.lab import pictures, tasks
+from rmsprop_jax.lab.master import with_master_weights
+from rmsprop_jax.lab.models import Net
+from rmsprop_jax.lab.program import cosine
+from rmsprop_jax.lab.training import keys_of, points, train
 
 pytestmark = [pytest.mark.optimized, pytest.mark.promotion]  # Optax's schedules
 
@@ -43,12 +46,17 @@ def _splits():
 
 def test_the_program_trains_as_each_form_alone_does():
     net, splits, forms = _linear(), _splits(), bf16.contenders(0.9, 1e-8)
-    rates = jnp.asarray([1e-2, 0.1])
-    keys = jax.vmap(jax.random.key)(jnp.arange(2))
-    run = training(net, forms, splits, STEPS, BATCH, points=2)
-    found = run(rates, keys, jnp.float32(0.9))
-    assert found["validation_loss"].shape == (3, len(forms), 2)
-    for i, (name, form) in enumerate(forms.items()):
+    rates, keys = jnp.asarray([1e-2, 0.1]), keys_of(range(2))
+    task = tasks.Task("toy", "two classes", "point", *splits.values(), net)
+    problem = tasks.learning(
+        task, STEPS, BATCH, epochs=False, dtype="bfloat16", schedule=cosine
+    )
+    run = dict.fromkeys(forms, rates)
+    trained = train(problem, forms, [0.0], run, keys, points(STEPS, 2))
+    assert trained.values[bf16.MASTER].shape == (3, 1, 2, 2)
+    tested = trained.report(dict.fromkeys(forms, (1,)))
+    assert list(tested) == list(forms)
+    for name, form in forms.items():
         if "round_params" in name or "same" in name:
             continue  # whose bits are those of a member
         for member in (1,):
@@ -76,7 +84,10 @@ def test_the_program_trains_as_each_form_alone_does():
             expected = loss(params, splits["test"], jnp.arange(20))
             tolerance = 1e-5 if form.dtype == "float32" else 0.03
             np.testing.assert_allclose(
-                found["test_loss"][i, member], expected, rtol=tolerance, err_msg=name
+                tested[name]["test_loss"][0, member],
+                expected,
+                rtol=tolerance,
+                err_msg=name,
             )
 
 
@@ -139,27 +150,28 @@ def _found(**losses):
     )  # fmt: skip
 
 
-def test_the_verdict_tells_what_is_beyond_noise(capsys):
+def test_the_verdict_tells_what_is_beyond_noise(capsys, monkeypatch):
     noisy = np.array([1.2, 0.8, 1.1, 0.9])
     found = _found(float32_throughout=1.1 + np.array([0, 0.01, -0.01, 0]))
     found.test_loss["optax.rmsprop"] *= noisy
-    words = bf16_report.verdict(found)
-    higher, within = words.split("; ")
-    assert "higher: float32 throughout" in higher
-    assert "within noise: optax.rmsprop" in within
+    said = dict(line.split(": ") for line in bf16_report.verdicts(found))
+    assert len(said) == len(bf16_report.STYLES) - 1, "one thing a line"
+    assert said["float32 throughout"].startswith("higher loss (+")
+    assert said["optax.rmsprop"].startswith("within noise")
     mean, width = bf16_report.interval(found, "float32 throughout")
     assert mean == pytest.approx(10, abs=0.5)
     assert 0 < width < 4
+    monkeypatch.setenv("COLUMNS", "60")
     bf16_report.show(found)
     shown = capsys.readouterr().out
     assert "†" in shown
-    assert words in shown
-    assert imread(io.BytesIO(bf16_report.png(found))).std() > 0.05
+    assert max(map(len, shown.split("loss: nats")[0].splitlines())) <= 60
+    assert imread(io.BytesIO(pictures.png(bf16_report.figure(found)))).std() > 0.05
     one = dataclasses.replace(
         found, test_loss={name: x[:1] for name, x in found.test_loss.items()}
     )
-    assert "unknown" in bf16_report.verdict(one)
+    assert all("unknown, one seed" in line for line in bf16_report.verdicts(one))
     bf16_report.show(one)
     found.test_loss["optax.rmsprop"][0] = np.inf
-    assert "unknown" in bf16_report.verdict(found)
-    bf16_report.png(found)
+    assert "optax.rmsprop: unknown, a run diverged" in bf16_report.verdicts(found)
+    pictures.png(bf16_report.figure(found))

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from rmsprop_jax import cli
 from rmsprop_jax.claims import equivalence, nets
-from rmsprop_jax.claims.cells import Cells
 from rmsprop_jax.claims.equivalence import FORMS, MASTER, Found
+from rmsprop_jax.lab.results import Cells
 
 pytestmark = [pytest.mark.optimized, pytest.mark.promotion]  # Optax's
 
@@ -42,11 +42,12 @@ def test_signals_are_the_same_again_and_leave_the_global_generator():
     assert after == np.random.random()  # noqa: NPY002
     again = nets.signals()
     for name, size in (("train", 16_000), ("validation", 1_000), ("test", 4_000)):
-        assert found[name].inputs.shape == (size, 40)
-        np.testing.assert_array_equal(found[name].inputs, again[name].inputs)
-        assert np.unique(found[name].targets).tolist() == list(range(10))
-    shared = {x.tobytes() for x in found["train"].inputs}
-    assert not shared & {x.tobytes() for x in found["test"].inputs}
+        split, same = getattr(found, name), getattr(again, name)
+        assert split.inputs.shape == (size, 40)
+        np.testing.assert_array_equal(split.inputs, same.inputs)
+        assert np.unique(split.targets).tolist() == list(range(10))
+    shared = {x.tobytes() for x in found.train.inputs}
+    assert not shared & {x.tobytes() for x in found.test.inputs}
 
 
 def planted(**percent):
@@ -86,7 +87,10 @@ def test_the_margin_is_one_percent_and_both_ends_of_the_interval_count():
     figure = Figure()
     equivalence.draw(figure, found)
     assert len(figure.axes) == len(FORMS) - 1
-    assert "still fell by 2.0 %" in equivalence.summary(found)["notes"][0]
+    summary = equivalence.summary(found)
+    assert "still fell by 2.0 %" in summary["notes"][-1]
+    assert any(note.startswith(f"{form}: +0.35 % (") for note in summary["notes"])
+    assert summary["mean_difference_percent"]["stochastic"]["high"] == 0
 
 
 def test_parts_are_kept_and_those_of_other_settings_refused(tmp_path):

@@ -4,8 +4,10 @@ import inspect
 import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from golden import record
 from golden.record import (
     CASES,
     FOLDER,
@@ -127,3 +129,14 @@ def test_every_framework_has_a_dialect_and_every_dialect_of_a_framework_a_record
     assert papers == {"graves", "hinton", "impala", "nature_dqn"}
     assert recorded == set(dialects.DIALECTS) - papers
     assert {case["framework"] for case in CASES} == set(FRAMEWORKS)
+
+
+def test_a_first_recording_is_the_one_in_the_folder(tmp_path):
+    framework = "jax_example"
+    recorded = arrays(framework)
+    with x64("float64"):
+        record.record_new(framework, tmp_path)
+    with np.load(tmp_path / f"{framework}.npz") as file:
+        assert set(file) == set(recorded)
+        for name in file:
+            np.testing.assert_allclose(file[name], recorded[name], rtol=1e-3, atol=1e-6)

@@ -72,6 +72,14 @@ def test_the_update_is_one_kernel_that_touches_every_byte_once(gpu):
 
 @compiles
 @pytest.mark.slow
+@pytest.mark.parametrize(("form", "bytes"), [("stochastic", 8), ("remainder", 10)])
+def test_rounding_parameters_adds_no_pass_and_a_remainder_its_two_bytes(form, bytes):
+    tx = rmsprop(1e-3, nu_dtype="uint8", round_params=form)
+    at_limit(ahead.facts(tx, "bfloat16", targets.gpu("h100")), bytes)
+
+
+@compiles
+@pytest.mark.slow
 @pytest.mark.promotion
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
 @pytest.mark.parametrize(("nu", "width"), [("float32", 4), ("uint16", 2), ("uint8", 1)])
@@ -260,7 +268,7 @@ def test_without_the_plugin_it_says_what_to_install(capsys, monkeypatch, tmp_pat
     assert cli.main(["bench", "--gpu=h100", f"--out={tmp_path}"]) == 1
     stderr = capsys.readouterr().err
     assert stderr.count("\n") == 1
-    assert "rmsprop-jax[gpu]" in stderr
+    assert "[gpu]'" in stderr
     assert f"pip install --no-deps jax-cuda13-plugin=={jax.__version__} " in stderr
 
 

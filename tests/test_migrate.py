@@ -8,7 +8,15 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rmsprop_jax import convert, dialects, rmsprop, rounding, scale_by_rms, storage
+from rmsprop_jax import (
+    _store,
+    convert,
+    dialects,
+    rmsprop,
+    rounding,
+    scale_by_rms,
+    storage,
+)
 from table import assert_close, tree
 
 pytestmark = [pytest.mark.promotion, pytest.mark.optimized]
@@ -140,7 +148,7 @@ def test_another_nu_dtype_keeps_the_values(old, new, arguments, error):
     assert "count" not in migrated._fields or migrated.count == STEPS
 
     def values(state, dtype):
-        form = storage.as_format("nu_dtype", dtype, unsigned=True)
+        form = _store.as_format("nu_dtype", dtype, unsigned=True)
         return jax.tree.map(lambda nu: storage.decode(nu, form), state.nu)
 
     before, after = values(state, old), values(migrated, new)

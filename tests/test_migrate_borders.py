@@ -144,7 +144,7 @@ def test_remainders_of_parameters_come_and_go():
     assert state[-1].count == STEPS
     _, state = kept.update(params, state, params)
     assert any(x.any() for x in jax.tree.leaves(state[-1].remainder))
-    for new in (plain, rmsprop(0.1, round_params=True, nu_dtype="uint8")):
+    for new in (plain, rmsprop(0.1, round_params="stochastic", nu_dtype="uint8")):
         with pytest.warns(UserWarning, match=r"remainders .*rounding\.merge"):
             found = migrate(state, new, params)
         new.update(params, found, params)

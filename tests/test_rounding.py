@@ -10,7 +10,7 @@ from flax.training.train_state import TrainState
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rmsprop_jax import rmsprop, rounding
+from rmsprop_jax import _bits, _grid, rmsprop, rounding
 from table import train
 
 pytestmark = pytest.mark.optimized
@@ -83,7 +83,7 @@ def test_pieces_are_rounded_as_in_the_whole(nu_dtype, axes):
         return optax.apply_updates(params, updates), state
 
     def step_of_pieces(params, state):
-        with rounding.in_pieces(axes):
+        with _bits.in_pieces(axes):
             return step(params, state)
 
     def grads_of(params):
@@ -110,7 +110,7 @@ def test_pieces_are_rounded_as_in_the_whole(nu_dtype, axes):
     assert (alone[2] != whole[2]).any()
 
 
-ROUND = {"bfloat16": rounding.to_bfloat16, "float16": rounding.to_float16}
+ROUND = {"bfloat16": _grid.to_bfloat16, "float16": _grid.to_float16}
 
 
 @pytest.mark.parametrize("dtype", ROUND)

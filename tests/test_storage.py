@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from rmsprop_jax import (
     _bits,
     _codes,
+    _store,
     convert,
     dialects,
     rmsprop,
@@ -54,7 +55,7 @@ def test_every_code_reads_as_a_number_that_is_written_as_that_code(dtype):
     assert finite.sum() == {"uint16": 2**16 - 2**8, "uint8": 256}[dtype]
     assert (np.diff(np.asarray(values)[finite]) > 0).all()
     for step in range(5):
-        again = storage.write(values, codes, bits_of(step))
+        again = _store.write(values, codes, bits_of(step))
         np.testing.assert_array_equal(again[finite], codes[finite])
     if dtype == "uint8":
         assert values[0] == 2.0**-44
@@ -79,7 +80,7 @@ def test_writing_has_no_bias(dtype):
     old = scale_by_rms(nu_dtype=dtype).init(values).nu
     steps = 4000
     written = jax.vmap(
-        lambda step: storage.decode(storage.write(values, old, bits_of(step)))
+        lambda step: storage.decode(_store.write(values, old, bits_of(step)))
     )(jnp.arange(steps))
     ratio = np.asarray(written, np.float64) / np.asarray(values, np.float64)
     assert np.abs(ratio.mean(0) - 1).max() < 5 * STEP[dtype] / 2 / np.sqrt(steps)
@@ -110,6 +111,34 @@ def test_the_average_keeps_its_mean_where_nearest_rounding_loses_it(dtype, decay
 
         stalled, _ = jax.lax.scan(nearest, jnp.ones(512, dtype), grads)
         assert np.median(np.asarray(stalled, float) / np.asarray(exact.nu)) > 100
+
+
+@pytest.mark.parametrize(("decay", "steps"), [(0.9, 300), (0.99, 1000), (0.999, 6000)])
+def test_one_byte_makes_steps_of_the_right_mean_size_and_none_that_is_larger(
+    decay, steps
+):
+    size = 2**14
+    scales = 2.0 ** jnp.linspace(-10, 6, size)
+    exact, ours = scale_by_rms(decay, 0.0), scale_by_rms(decay, 0.0, nu_dtype="uint8")
+    # In the steady state from the start on.
+    start = exact.init(scales)._replace(nu=scales**2)
+    codes = ours.init(scales)._replace(nu=storage.encode(scales**2, "uint8"))
+
+    def step(carry, number):
+        state, narrow = carry
+        g = scales * jax.random.normal(jax.random.key(number), (size,))
+        fresh = decay * storage.decode(narrow.nu) + (1 - decay) * g * g
+        expected, state = exact.update(g, state)
+        found, narrow = ours.update(g, narrow)
+        larger = jnp.abs(found) > 1.000001 * jnp.abs(g) / jnp.sqrt(fresh)
+        sums = jnp.abs(expected).sum(), jnp.abs(found).sum(), larger.sum()
+        return (state, narrow), sums
+
+    scanned = partial(jax.lax.scan, step, (start, codes), jnp.arange(steps))
+    expected, found, larger = (np.asarray(x, float) for x in jax.jit(scanned)()[1])
+    late = slice(steps // 3, None)
+    assert found[late].mean() / expected[late].mean() == pytest.approx(1, abs=0.003)
+    assert larger.sum() == 0
 
 
 def test_a_jump_of_the_scale_is_followed_as_fast_as_in_float32():

@@ -130,6 +130,24 @@ print(ahead.facts(clip, "float32", targets.tpu("v5e:2x2"))["collectives"])
     assert int(run.stdout.split()[-1]) >= 1
 
 
+@pytest.mark.parametrize(("form", "bytes"), [("stochastic", 8), ("remainder", 10)])
+def test_rounding_parameters_adds_no_pass_and_a_remainder_its_two_bytes(form, bytes):
+    program = f"""
+from rmsprop_jax import rmsprop
+from rmsprop_jax.bench import ahead, targets
+tx = rmsprop(1e-3, nu_dtype="uint8", round_params="{form}")
+found = ahead.facts(tx, "bfloat16", targets.tpu("v5e:2x2"))
+print(found["bytes_per_parameter"], found["kernels"], found["temporary_bytes"])
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    moved, kernels, temporary = map(float, run.stdout.split()[-3:])
+    assert moved == pytest.approx(bytes, abs=0.01)
+    assert (kernels, temporary) == (1, 0)
+
+
 @pytest.mark.parametrize("name", ["dance", "v5e:99x99", "v5e:2x2,dance"])
 def test_a_topology_that_does_not_exist_gets_one_line(name, tmp_path):
     run = bench(tmp_path, f"--tpu={name}")

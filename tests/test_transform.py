@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rmsprop_jax import rmsprop, scale_by_rms, storage
+from rmsprop_jax import _store, rmsprop, scale_by_rms
 from rmsprop_jax.decay import power
 from table import DTYPES, assert_close, rms_of, x64
 
@@ -331,7 +331,7 @@ def test_hyperparameters_of_any_type_mean_the_same(rho):
 
 
 @pytest.mark.parametrize("asked", ["float32", "float64"])
-def test_accumulators_have_the_dtype_that_is_asked_for(asked):
+def test_store_have_the_dtype_that_is_asked_for(asked):
     names = ("nu_dtype", "mu_dtype", "accumulator_dtype")
     with jax.enable_x64(True):
         tx = rmsprop(0.1, centered=True, momentum=0.9, **dict.fromkeys(names, asked))
@@ -363,13 +363,13 @@ def test_a_float64_average_holds_what_float32_would_lose():
 
 def test_leaves_of_one_shape_are_traced_once_whatever_the_numbers(monkeypatch):
     traced = []
-    write = storage.write
+    read = _store.read
 
-    def counted(value, *rest):
-        traced.append(value.shape)
-        return write(value, *rest)
+    def counted(stored, *rest):
+        traced.append(stored.shape)
+        return read(stored, *rest)
 
-    monkeypatch.setattr(storage, "write", counted)
+    monkeypatch.setattr(_store, "read", counted)
     # Shapes that no other test has: what is traced stays so in the process.
     shapes = [(3, 41), (2, 43)]
     params = {str(i): jnp.ones(shapes[i % 2]) for i in range(20)}

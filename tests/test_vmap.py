@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from rmsprop_jax import dialects, rmsprop, rounding, scale_by_rms
+from rmsprop_jax import _bits, dialects, rmsprop, rounding, scale_by_rms
 
 pytestmark = [pytest.mark.optimized, pytest.mark.promotion]  # Optax's addition
 
@@ -117,7 +117,7 @@ def test_members_on_a_mesh_and_pieces_of_members_have_the_same_bits():
 
     def in_pieces(function):
         def of_pieces(*trees):
-            with rounding.in_pieces("pieces"):
+            with _bits.in_pieces("pieces"):
                 return function(*trees)
 
         def mapped(*trees):

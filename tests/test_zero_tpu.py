@@ -9,8 +9,9 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import plan
 from rmsprop_jax import rmsprop, sharding, storage
-from rmsprop_jax.bench import plan_models, plan_programs, programs, targets
+from rmsprop_jax.bench import programs, targets
 
 pytest.importorskip("libtpu")
 pytestmark = [pytest.mark.slow, pytest.mark.optimized]
@@ -114,10 +115,10 @@ def test_narrower_state_saves_its_bytes_on_every_chip(topology):
 
 @pytest.mark.parametrize("nu", ["float32", "uint16", "uint8"])
 def test_where_all_is_sharded_the_update_sends_nothing(nu):
-    (toy,) = plan_models.TOY.values()
-    lowered = plan_programs.lowered(
+    (toy,) = plan.TOY.values()
+    lowered = plan.lowered(
         "fully sharded", rmsprop(1e-3, nu_dtype=nu),
-        plan_models.shapes(toy, "float32"), plan_programs.mesh_of("v5e:16x16"),
+        plan.shapes(toy, "float32"), plan.mesh_of("v5e:16x16"),
     )  # fmt: skip
     assert programs.collectives(lowered.compile().as_text()) == {}
 

@@ -9,9 +9,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .. import rmsprop, storage
+from ..lab.progress import Show
 from . import chains, programs, targets
 from .peers import DECAY, RATE
-from .progress import Show
+from .rows import step_of
 from .shapes import SHAPES, Shapes
 
 ARRAY: Shapes = [(2**14, 2**14)]
@@ -111,17 +112,13 @@ def facts(
         sharding = NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    def step(params: Any, state: Any, grads: Any) -> Any:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
     params = [
         jax.ShapeDtypeStruct((rows * len(devices), *rest), jnp.dtype(dtype))
         for rows, *rest in shapes
     ]
     state = jax.eval_shape(tx.init, params)
     arguments = jax.tree.map(placed, (params, state, params))
-    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments)
+    lowered = jax.jit(step_of(tx), donate_argnums=(0, 1)).lower(*arguments)
     compiled = targets.compiled(lowered, devices)
     text = compiled.as_text() or ""
     size = _size(shapes)

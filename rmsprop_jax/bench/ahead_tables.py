@@ -2,26 +2,23 @@
 
 from typing import Any
 
-from rich.console import Console
-
-from .speed_tables import _table
+from ..lab import tables as terminal
+from ..lab.tables import table
 
 
 def show(found: dict[str, Any]) -> None:
     """Prints a table for each topology, dtype of parameters, and model."""
-    console = Console(highlight=False)
     for name, topology in found["topologies"].items():
         devices, each = topology["devices"], topology["parameters_per_device"]
-        console.print(
-            f"{name}: {devices} × {topology['device']}, {each:,} parameters each",
-            style="bold",
+        terminal.findings(
+            f"{name}: {devices} × {topology['device']}, {each:,} parameters each"
         )
         for dtype, rows in topology["by_dtype"].items():
-            console.print(_facts(f"parameters and gradients in {dtype}", rows))
+            terminal.show(_facts(f"parameters and gradients in {dtype}", rows))
         for model, cell in topology["models"].items():
             title = f"{model}: {cell['parameters']:,} parameters, "
-            console.print(_facts(f"{title}{cell['leaves']} leaves", cell["rows"]))
-    for note in (
+            terminal.show(_facts(f"{title}{cell['leaves']} leaves", cell["rows"]))
+    terminal.notes(
         "bytes: that the program accesses, per parameter (on GPUs: of all that its "
         "kernels name); limit: parameters, gradients and state, each once",
         "narrow: nu in uint8, mu or the momentum in bfloat16",
@@ -31,8 +28,7 @@ def show(found: dict[str, Any]) -> None:
         "temporaries: bytes; on GPUs scalars, indices of rows, and 256 for the "
         "addresses of what each kernel writes",
         "cycles: the compiler's estimate, which it makes for TPUs alone",
-    ):
-        console.print(note, style="dim", soft_wrap=True)
+    )
 
 
 def _facts(title: str, rows: dict[str, Any]) -> Any:
@@ -41,7 +37,7 @@ def _facts(title: str, rows: dict[str, Any]) -> Any:
     headers = ["bytes\neach", "limit", "ker-\nnels", *["small"] * (not on_tpu)]
     headers += ["tempo-\nraries", "GiB a\ndevice", "collec-\ntives"]
     headers += ["cycles /\nOptax's"] * on_tpu
-    table = _table(title, *headers)
+    shown = table(title, [""], headers)
     for row, facts in rows.items():
         cells = [
             row, f"{facts['bytes_per_parameter']:.2f}", f"{facts['limit']:.2f}",
@@ -51,5 +47,5 @@ def _facts(title: str, rows: dict[str, Any]) -> Any:
             *[f"{facts.get('cycles_ratio', 0):.3f}"] * on_tpu,
         ]  # fmt: skip
         style = None if row.startswith("optax") else "bold"
-        table.add_row(*map(str, cells), style=style)
-    return table
+        shown.add_row(*map(str, cells), style=style)
+    return shown

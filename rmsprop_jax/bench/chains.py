@@ -7,7 +7,6 @@ import optax
 
 from .. import rmsprop, rounding
 from .peers import DECAY, RATE
-from .plan_models import MODELS
 from .shapes import Shapes
 
 WEIGHT_DECAY, LARGEST_NORM = 0.1, 1.0
@@ -15,12 +14,11 @@ WEIGHT_DECAY, LARGEST_NORM = 0.1, 1.0
 
 def layer() -> Shapes:
     """Returns the leaves of one layer of a 7 B model, its embedding and last norm."""
-    model = MODELS["7B"]
-    width, hidden = model.width, model.hidden
+    width, hidden, vocabulary = 4096, 11_008, 32_000  # of Llama 2 7B
     attention = [(width, width)] * 4
     feed_forward = [(width, hidden), (width, hidden), (hidden, width)]
     norms = [(width,)] * 3
-    return [(model.vocabulary, width), *attention, *feed_forward, *norms]
+    return [(vocabulary, width), *attention, *feed_forward, *norms]
 
 
 def of_optax(clipped: bool) -> optax.GradientTransformation:

@@ -8,7 +8,6 @@ from . import speed
 # By name: the module, which has `add_arguments(parser)` and `run(arguments) -> int`,
 # and one line of help.
 BENCHMARKS = {
-    "plan": ("plan", "which TPUs hold a large model and its optimizer's state"),
     "storage": ("storage", "what narrow optimizer state costs in accuracy"),
 }
 

@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from rich.console import Console
-
+from ..lab import tables as terminal
+from ..lab.results import machine
 from .speed_tables import ratio_tables
 
 TRAINING = "step"
@@ -12,22 +12,20 @@ TRAINING = "step"
 
 def show(new: dict[str, Any], old: dict[str, Any]) -> None:
     """Prints new / old for every time that both have, and the geometric means."""
-    console = Console(highlight=False)
     found = ratios(new, old)
     if not found:
-        console.print("\nnothing to compare: no row and shape is in both runs")
+        terminal.notes("nothing to compare: no row and shape is in both runs")
         return
     by_row = {
         name: row | {"mean": geometric_mean(list(row.values()))}
         for name, row in found.items()
     }
-    console.print()
-    console.print(*ratio_tables("time / time of the earlier run", by_row))
+    for table in ratio_tables("time / time of the earlier run", by_row):
+        terminal.show(table)
     every = [ratio for row in found.values() for ratio in row.values()]
     mean = geometric_mean(every)
-    console.print(f"geometric mean of {len(every)}: {mean:.3f}", style="bold")
-    for line in differences(old.get("machine", {})):
-        console.print(line, style="dim", soft_wrap=True)
+    terminal.findings(f"geometric mean of {len(every)}: {mean:.3f}")
+    terminal.notes(*differences(old.get("machine", {})))
 
 
 def ratios(new: dict[str, Any], old: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -48,11 +46,9 @@ def geometric_mean(values: list[float]) -> float:
 
 def differences(old: dict[str, Any]) -> list[str]:
     """Returns a line for each version, or kind of device, that is another now."""
-    from .results import _machine
-
     return [
         f"{key}: {old[key]} then, {value} now"
-        for key, value in _machine().items()
+        for key, value in machine().items()
         if key in old and old[key] != value
     ]
 

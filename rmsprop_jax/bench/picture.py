@@ -1,44 +1,34 @@
 """The picture: the time of a step, and how much of it the bytes alone would take."""
 
-import io
 import math
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from ..lab import pictures
 from .speed_tables import milliseconds
 
 WIDEST = 3.0
 """Times of `optax.rmsprop` that fit into the frame; longer bars are cut."""
 
-# Colours of Okabe and Ito, which colour-blind people can tell apart.
-_COLOURS = {"ours": "#D55E00", "optax": "#0072B2"}
+_COLOURS = {"ours": pictures.VERMILION, "optax": pictures.BLUE}
 _OTHER = "#777777"
 
 
-def png(content: dict[str, Any]) -> bytes:
-    """Returns the picture, one frame for each shape, as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure(content)).print_png(buffer)
-    return buffer.getvalue()
-
-
 def figure(content: dict[str, Any]) -> Figure:
-    """Returns the figure of what `rmsprop-jax bench` measured."""
+    """Returns the figure of what `rmsprop-jax bench` measured, a frame for a shape."""
     shapes = {n: s for n, s in content["shapes"].items() if s.get("rows")}
     columns = min(3, max(1, len(shapes)))
     lines = max(1, math.ceil(len(shapes) / columns))
     most = max((len(shape["rows"]) for shape in shapes.values()), default=1)
     size = 5.2 * columns, (0.24 * most + 1.0) * lines + 0.8
-    whole = Figure(figsize=size, dpi=130, layout="constrained")
     machine = content["machine"]
-    whole.suptitle(
+    whole = pictures.figure(
+        size,
         f"a step, in place, on {machine['device']} ({machine['cpu_count']} cores), "
         f"jax {machine['jax']}, optax {machine['optax']}",
-        fontsize=12,
     )
     every = whole.subplots(lines, columns, squeeze=False).ravel()
     for axes in every[len(shapes) :]:

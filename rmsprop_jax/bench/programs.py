@@ -73,13 +73,6 @@ def arrays(text: str) -> list[tuple[int, int]]:
     return found
 
 
-def argument_sizes(text: str) -> list[int]:
-    """Returns the bytes of each argument of a compiled program, on one device."""
-    signature = re.search(r"entry_computation_layout=\{\((.*?)\)->", text)
-    assert signature, "a compiled program has no signature"
-    return [size for _, size in arrays(signature[1])]
-
-
 Instruction = tuple[str, str, str, str]
 """Name, shape, operation, and all that follows the opening parenthesis."""
 

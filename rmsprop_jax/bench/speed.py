@@ -2,19 +2,21 @@
 
 import argparse
 import os
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..demo.command import add_output, needed
+from .. import _install
+from ..lab.options import add_output, fail, names_of, needed
 from .gpus import GPUS
 from .rows import BASE, ROWS, installed
 from .shapes import QUICK, SHAPES
 
 TRAINING = "training-step"
 """In the place of a shape: an ordinary training step."""
+
+FILES = ("speed.json", "speed.png", "tpu.json", "gpu.json")
 
 DESCRIPTION = """\
 How long a whole step of an optimizer takes on this device (update and application,
@@ -25,8 +27,8 @@ compiled ahead of time without one, exactly. Writes tpu.json or gpu.json.
 """
 
 NEEDED = {
-    "tpu": "libtpu: pip install 'rmsprop-jax[tpu]'",
-    "gpu": "JAX's CUDA plugin: pip install 'rmsprop-jax[gpu]', or what compiles only: "
+    "tpu": "libtpu: {install}",
+    "gpu": "JAX's CUDA plugin: {install}, or what compiles only: "
     "pip install --no-deps {light}",
 }
 """What each option needs, and how to get it."""
@@ -68,54 +70,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"exact facts for GPUs instead ({', '.join(GPUS)}), such as h100, h100:8 "
         "or h100:2x8 for two nodes: needs JAX's CUDA plugin",
     )  # fmt: skip
-    add_output(parser, "rmsprop-jax-bench")
+    add_output(parser, "rmsprop-jax-bench", FILES)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures, prints the tables, writes the files; returns the status."""
     began = time.perf_counter()
     try:
-        from . import ahead_tables, comparison, picture, results, speed_tables
-        from .progress import live
+        from ..lab import pictures, progress, results
+        from . import ahead_tables, comparison, picture, speed_tables
     except ModuleNotFoundError as error:
-        return _fail(needed(error, "bench"))
+        return fail("bench", needed(error, "bench"))
     others = {}
     option = "tpu" if arguments.tpu else "gpu" if arguments.gpu else None
     if option:
         for name in ("shapes", "rows", "compare"):
             if getattr(arguments, name):
-                return _fail(f"argument --{name}: does not go with --{option}", 2)
+                message = f"argument --{name}: does not go with --{option}"
+                return fail("bench", message, status=2)
         try:
-            with live(arguments.quiet) as show:
+            with progress.live(arguments.quiet, _stretches(arguments)) as show:
                 found = _facts(option, arguments, show)
         except ModuleNotFoundError:
-            return _fail(f"--{option} needs {_needed_for(option)}")
+            return fail("bench", f"--{option} needs {_needed_for(option)}")
         except ValueError as error:
-            return _fail(f"argument --{option}: {error}", status=2)
+            return fail("bench", f"argument --{option}: {error}", status=2)
         ahead_tables.show(found)
     else:
         missing = [n for n in arguments.rows or () if not installed(ROWS[n])]
         if missing:
             packages = " and ".join(ROWS[missing[0]].packages)
-            return _fail(f"{missing[0]} needs {packages}: not installed")
-        with live(arguments.quiet) as show:
-            found = _measured(arguments, show)
+            return fail("bench", f"{missing[0]} needs {packages}: not installed")
+        shapes = _shapes(arguments)
+        with progress.live(arguments.quiet, len(shapes)) as show:
+            found = _measured(arguments, shapes, show)
         speed_tables.show(found)
         if arguments.compare:
             comparison.show(found, arguments.compare)
-    name = option or "speed"
-    seconds = time.perf_counter() - began
-    content = results.content(name, found, arguments.quick, seconds)
+    name, seconds = option or "speed", time.perf_counter() - began
+    content = results.content(name, found, arguments, seconds)
     if not option:
-        others = {"speed.png": picture.png(content)}
-    try:
-        path = results.write(arguments.out, name, content, others)
-    except OSError as error:
-        return _fail(f"could not write to {arguments.out}: {error}")
-    if not arguments.quiet:
-        seconds = time.perf_counter() - began
-        print(" and ".join(map(str, [path, *others])), f"after {seconds:.0f} seconds")
-    return 0
+        others = {"speed.png": pictures.png(picture.figure(content))}
+    return results.finish("bench", arguments, name, content, others)
+
+
+def _stretches(arguments: argparse.Namespace) -> int:
+    """Returns how many tables are compiled ahead of time."""
+    if arguments.quick:
+        return 2 * len(arguments.tpu or arguments.gpu)
+    alone = [name for name in arguments.gpu or () if ":" not in name]
+    return 6 * len(arguments.tpu or arguments.gpu) + 3 * len(alone)
 
 
 def _facts(option: str, arguments: argparse.Namespace, show: Any) -> dict[str, Any]:
@@ -134,17 +138,24 @@ def _facts(option: str, arguments: argparse.Namespace, show: Any) -> dict[str, A
 def _needed_for(option: str) -> str:
     from .targets import light_list
 
-    return NEEDED[option].format(light=" ".join(light_list()))
+    install, light = _install.command(option), " ".join(light_list())
+    return NEEDED[option].format(install=install, light=light)
 
 
-def _measured(arguments: argparse.Namespace, show: Any) -> dict[str, Any]:
+def _shapes(arguments: argparse.Namespace) -> list[str]:
+    default = _quick_shapes() if arguments.quick else SHAPES
+    return arguments.shapes or [*default, TRAINING]
+
+
+def _measured(
+    arguments: argparse.Namespace, shapes: list[str], show: Any
+) -> dict[str, Any]:
     from . import cells, training_step
 
     # Or JAX takes most of a GPU's memory, and torch finds none.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     quick, named = arguments.quick, arguments.rows
     seconds = 0.5 if quick else 3.0
-    shapes = arguments.shapes or [*(_quick_shapes() if quick else SHAPES), TRAINING]
     limits = () if named else (seconds / 3, 1.5 * seconds, 6 * seconds)
     budget = cells.Budget(*limits)
     absent = {
@@ -159,7 +170,7 @@ def _measured(arguments: argparse.Namespace, show: Any) -> dict[str, Any]:
     for name in shapes:
         with show(name, 100) as on_step:
 
-            def on_part(part: float, on_step: Callable[[int], None] = on_step) -> None:
+            def on_part(part: float, on_step: Any = on_step) -> None:
                 on_step(int(100 * part))
 
             if name == TRAINING:
@@ -195,23 +206,10 @@ def _default_rows(leaves: list[tuple[int, ...]], quick: bool) -> list[str]:
     ]
 
 
-def names_of(accepted: Iterable[str]) -> Callable[[str], list[str]]:
-    """Returns a converter for argparse of names separated by commas."""
-
-    def convert(string: str) -> list[str]:
-        names = [name.strip() for name in string.split(",")]
-        if not set(names) <= set(accepted):
-            raise argparse.ArgumentTypeError(
-                f"must be names from {','.join(accepted)}, got {string!r}"
-            )
-        return [name for name in accepted if name in names]
-
-    return convert
-
-
 def _earlier(string: str) -> dict[str, Any]:
     """Refuses, before anything is measured, a file of something else."""
-    from . import comparison, results
+    from ..lab import results
+    from . import comparison
 
     try:
         found = results.read(Path(string), "speed")
@@ -226,8 +224,3 @@ def _earlier(string: str) -> dict[str, Any]:
     raise argparse.ArgumentTypeError(
         f"must be a speed.json of an earlier run, got {string!r}: {reason}"
     )
-
-
-def _fail(message: str, status: int = 1) -> int:
-    print(f"rmsprop-jax bench: error: {message}", file=sys.stderr)
-    return status

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from ..lab import tables as terminal
+from ..lab.tables import table
 from .rows import BASE
 from .shapes import SHORT
 from .training_step import ALONE
@@ -16,36 +16,34 @@ MOST = 7
 
 def show(found: dict[str, Any]) -> None:
     """Prints a table for each shape, one of the training step, and all ratios."""
-    console = Console(highlight=False)
     for name, shape in found["shapes"].items():
         if "rows" not in shape:
-            console.print(f"{title(name, shape)}: {shape['skipped']}\n")
+            terminal.findings(f"{title(name, shape)}: {shape['skipped']}")
             continue
-        console.print(title(name, shape), style="bold", soft_wrap=True)
-        console.print(_shape_table(shape["rows"]))
+        terminal.findings(title(name, shape))
+        terminal.show(_shape_table(shape["rows"]))
         for row, reason in shape["skipped"].items():
-            console.print(f"{row} left out: {reason}", style="dim", soft_wrap=True)
-        console.print()
+            terminal.notes(f"{row} left out: {reason}")
+        print()
     if "training_step" in found:
-        console.print(_training_table(found["training_step"]))
-        console.print()
+        terminal.show(_training_table(found["training_step"]))
     shapes = {name: s["rows"] for name, s in found["shapes"].items() if "rows" in s}
     if len(shapes) > 1:
-        console.print(*ratio_tables(f"time / time of {BASE}", _ratios(shapes)))
+        for rows in ratio_tables(f"time / time of {BASE}", _ratios(shapes)):
+            terminal.show(rows)
     absent = found.get("settings", {}).get("not_installed", {})
     for row, packages in absent.items():
-        console.print(f"{row} left out: {packages} not installed", style="dim")
-    for note in (
-        "ms: median of a step, update and application, in place; ±: half the range "
-        "that half of the rounds are in",
+        terminal.notes(f"{row} left out: {packages} not installed")
+    terminal.notes(
+        "ms: median of a step, update and application, in place; spread: half the "
+        "range that half of the rounds are in",
         f"ratio: to {BASE}, the median of the ratios in each round; twin: to Optax's "
         "row with the same options, likewise",
         "% of x + 1: bytes that must move (parameters, gradients, state; each once) / "
         "time, over that of one array that is as large",
         "to trace: seconds to trace and lower, nothing cached, and the ratio to the "
         "twin's; in brackets to trace and compile, in a process that is warm",
-    ):
-        console.print(note, style="dim", soft_wrap=True)
+    )
 
 
 def title(name: str, shape: dict[str, Any]) -> str:
@@ -63,14 +61,14 @@ def ratio_tables(title: str, ratios: dict[str, dict[str, float]]) -> list[Table]
     tables = []
     for first in range(0, len(columns), MOST):
         some = columns[first : first + MOST]
-        table = _table(title, *(SHORT.get(name, name) for name in some))
+        rows = table(title, [""], (SHORT.get(name, name) for name in some), gap=2)
         for name, row in ratios.items():
             if not row.keys().isdisjoint(some):
                 cells = (
                     "" if shape not in row else f"{row[shape]:.2f}" for shape in some
                 )
-                table.add_row(name, *cells, style=_style(name))
-        tables.append(table)
+                rows.add_row(name, *cells, style=_style(name))
+        tables.append(rows)
     return tables
 
 
@@ -83,15 +81,16 @@ def milliseconds(value: float) -> str:
 
 
 def _shape_table(rows: dict[str, Any]) -> Table:
-    table = _table(
-        None, "ms", "±", "ratio", "twin", "% of\nx + 1", "state,\nbytes",
-        "to trace,\ns", "twin",
+    shown = table(
+        None, [""],
+        ["ms", "spread", "ratio", "twin", "% of\nx + 1", "state,\nbytes",
+         "to trace,\ns", "twin"],
     )  # fmt: skip
     for name, row in rows.items():
         spread = (row["high"] - row["low"]) / 2
         traced, compilation = row.get("trace_seconds"), row["compile_seconds"]
         seconds = f"({compilation:.2f})" if compilation else ""
-        table.add_row(
+        shown.add_row(
             name, milliseconds(row["milliseconds"]), milliseconds(spread),
             f"{row['ratio']:.2f}", _to_twin(row, "ratio"),
             f"{row['percent_of_in_place']:.0f}",
@@ -100,7 +99,7 @@ def _shape_table(rows: dict[str, Any]) -> Table:
             _to_twin(row, "trace_ratio"),
             style=_style(name),
         )  # fmt: skip
-    return table
+    return shown
 
 
 def _to_twin(row: dict[str, Any], name: str) -> str:
@@ -110,16 +109,17 @@ def _to_twin(row: dict[str, Any], name: str) -> str:
 
 def _training_table(step: dict[str, Any]) -> Table:
     title = f"training step: {step['title']}, batch size {step['batch_size']}"
-    table = _table(title, "ms", "±", "optimizer, %\nof the step", "to com-\npile, s")
+    columns = "ms", "spread", "optimizer, %\nof the step", "to com-\npile, s"
+    shown = table(title, [""], columns, gap=2)
     for name, row in step["rows"].items():
-        table.add_row(
+        shown.add_row(
             name, milliseconds(row["milliseconds"]),
             milliseconds((row["high"] - row["low"]) / 2),
             "" if name == ALONE else f"{row['optimizer_percent']:.1f}",
             f"{row['compile_seconds']:.2f}",
             style=_style(name),
         )  # fmt: skip
-    return table
+    return shown
 
 
 def _ratios(shapes: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -131,16 +131,6 @@ def _ratios(shapes: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
         for name in names
         if name != BASE
     }
-
-
-def _table(title: str | None, *columns: str) -> Table:
-    table = Table(
-        title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0)
-    )
-    table.add_column("", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
 
 
 def _style(name: str) -> str | None:

@@ -1,10 +1,9 @@
 """`rmsprop-jax bench storage`: what narrow optimizer state costs in accuracy."""
 
 import argparse
-import sys
 import time
 
-from ..demo.command import add_output, needed, number
+from ..lab.options import add_output, add_seeds, fail, needed
 
 PARTS = ("tracking", "training")
 
@@ -19,48 +18,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the benchmark."""
     parser.description = DESCRIPTION
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
-    parser.add_argument(
-        "--seeds", metavar="N", help="pairs of runs of a task (default: 10, digits 40)",
-        type=number(int, "a whole number, at least 2", lambda x: x >= 2),
-    )  # fmt: skip
+    add_seeds(parser, "pairs of runs of a task (default: 10, digits 40)")
     parser.add_argument(
         "--quick", action="store_true",
         help="a few steps, to see that it runs: the numbers mean nothing",
     )  # fmt: skip
-    add_output(parser, "rmsprop-jax-bench")
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="keep the parts that a run with these settings has left in --out",
+    )  # fmt: skip
+    files = [f"{part}{ending}.json" for part in PARTS for ending in ("", "-cells")]
+    add_output(parser, "rmsprop-jax-bench", files)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures, prints the tables, writes each part when it is done."""
+    command = "bench storage"
     try:
-        from . import results, tables, tracking, training
-        from .progress import live
+        from ..lab import progress, results
+        from . import tables, tracking, training
     except ModuleNotFoundError as error:
-        return _fail(needed(error, "bench"))
-    measures = {
-        "tracking": lambda show: tracking.measure(arguments.quick, show),
-        "training": lambda show: training.measure(
-            arguments.quick, arguments.seeds, show
-        ),
-    }
+        return fail(command, needed(error, "bench"))
+    modules = {"tracking": tracking, "training": training}
     for part in PARTS if arguments.part == "all" else [arguments.part]:
         began = time.perf_counter()
-        with live(arguments.quiet) as show:
-            found = measures[part](show)
-        tables.SHOW[part](found)
-        seconds = time.perf_counter() - began
+        cells = results.Cells(arguments.out, part, arguments.resume)
+        measure = modules[part].measure
         try:
-            content = results.content(
-                f"storage {part}", found, arguments.quick, seconds
-            )
-            path = results.write(arguments.out, part, content)
-        except OSError as error:
-            return _fail(f"could not write to {arguments.out}: {error}")
-        if not arguments.quiet:
-            print(f"{path}, after {seconds:.0f} seconds")
+            number = modules[part].stretches()
+            with progress.live(arguments.quiet, number) as show:
+                found = measure(arguments.quick, arguments.seeds, show, cells)
+        except (OSError, ValueError) as error:
+            return fail(command, error)
+        tables.SHOW[part](found)
+        content = results.content(
+            f"storage {part}", found, arguments, time.perf_counter() - began
+        )
+        if status := results.finish(command, arguments, part, content):
+            return status
+        cells.done()
     return 0
-
-
-def _fail(message: str) -> int:
-    print(f"rmsprop-jax bench storage: error: {message}", file=sys.stderr)
-    return 1

@@ -2,20 +2,19 @@
 
 from typing import Any
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from ..lab import tables as terminal
+from ..lab.tables import table
 from .tracking import BIAS_TARGET, TARGETS
 
 
 def show_tracking(found: dict[str, Any]) -> None:
     """Prints one table for each stream."""
-    console = Console(highlight=False)
     for name, stream in found["streams"].items():
         title = f"{name}: {stream['gradients']}, {stream['steps']} steps"
-        console.print(_tracking_table(title, stream["by_decay"]))
-    notes = (
+        terminal.show(_tracking_table(title, stream["by_decay"]))
+    terminal.notes(
         "errors of the update u and of nu against float64, in %, over the second half",
         "walk, theory: what the mean error should be, by a random walk and in full",
         "near.: rounded to nearest, not by us",
@@ -25,11 +24,8 @@ def show_tracking(found: dict[str, Any]) -> None:
         f"steps back: until nu is within a factor of {found['settings']['within']} of "
         "its new level after a jump up/down",
     )
-    for note in notes:
-        console.print(note, style="dim", soft_wrap=True)
-    for line in misses(found):
-        console.print(line, style="bold", soft_wrap=True)
-    console.print()
+    terminal.findings(*misses(found))
+    print()
 
 
 def misses(found: dict[str, Any]) -> list[str]:
@@ -56,11 +52,10 @@ def misses(found: dict[str, Any]) -> list[str]:
 
 
 def _tracking_table(title: str, by_decay: dict[str, Any]) -> Table:
-    rows = _table(title, "decay", "nu")
     headers = ["mean\n|du/u|", "p99", "walk", "the-\nory", "bias\nof u", "bias\nof nu"]
     jumps = "steps_to_recover" in by_decay["0.9"]["float32"]
-    for header in (*headers, "stall", "steps\nback" if jumps else "drift"):
-        rows.add_column(header, justify="right", no_wrap=True)
+    headers += ["stall", "steps\nback" if jumps else "drift"]
+    rows = table(title, ["decay", "nu"], headers)
     for decay, cells in by_decay.items():
         for name, cell in cells.items():
             theory = (cell.get(f"mean_{key}") for key in ("random_walk", "theory"))
@@ -89,22 +84,19 @@ _ERRORS = ("mean_error", "p99_error")
 
 def show_training(found: dict[str, Any]) -> None:
     """Prints one table for each task, and what it shows."""
-    console = Console(highlight=False)
     for task in found["tasks"].values():
-        console.print(_training_table(task))
-        console.print(task["finding"], style="bold", soft_wrap=True)
-    console.print(
+        terminal.show(_training_table(task))
+        terminal.findings(task["finding"])
+    terminal.notes(
         "difference to float32 in %, 95 % interval over paired seeds; p after Holm's "
-        f"correction for all {found['settings']['comparisons']} comparisons",
-        style="dim", soft_wrap=True,
-    )  # fmt: skip
-    console.print()
+        f"correction for all {found['settings']['comparisons']} comparisons"
+    )
+    print()
 
 
 def _training_table(task: dict[str, Any]) -> Table:
-    rows = _table(task["title"], "decay", "nu")
-    for header in ("rate", "test loss", "diff., %", "95 % interval", "p"):
-        rows.add_column(header, justify="right", no_wrap=True)
+    headers = ["rate", "test loss", "diff., %", "95 % interval", "p"]
+    rows = table(task["title"], ["decay", "nu"], headers)
     for decay, cell in task["by_decay"].items():
         rate = f"{cell['learning_rate']:g}" + (" †" if cell["rate_at_edge"] else "")
         for name, form in cell["by_form"].items():
@@ -118,16 +110,6 @@ def _training_table(task: dict[str, Any]) -> Table:
                 f"{form['p_holm']:.3f}",
             )  # fmt: skip
         rows.add_section()
-    return rows
-
-
-def _table(title: str, *first: str) -> Table:
-    rows = Table(
-        title=title, title_justify="left", title_style="",
-        box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1),
-    )  # fmt: skip
-    for header in first:
-        rows.add_column(header, no_wrap=True)
     return rows
 
 

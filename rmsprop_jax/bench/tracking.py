@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ..lab.progress import Show, silent
+from ..lab.results import Cells
 from . import forms, streams, theory
-from .progress import Show, silent
 from .streams import Stream
 
 DECAYS = (0.9, 0.99, 0.999)
@@ -63,18 +64,44 @@ class Reference:
         return np.divide(gradients, root, where=root > 0, out=np.zeros_like(root)), nus
 
 
-def measure(quick: bool = False, show: Show = silent) -> dict[str, Any]:
-    """Returns the settings and, by stream, decay and form, what was measured."""
+def stretches() -> int:
+    """Returns how many times the display is opened."""
+    return len(streams.STREAMS)
+
+
+def measure(
+    quick: bool = False,
+    seeds: int | None = None,
+    show: Show = silent,
+    cells: Cells | None = None,
+) -> dict[str, Any]:
+    """Returns the settings and, by stream, decay and form, what was measured.
+
+    Args:
+      quick: few steps and coordinates.
+      seeds: not for this part: coordinates are its samples.
+      show: what a person sees.
+      cells: keeps the streams that are done.
+    """
+    del seeds
     coordinates = 256 if quick else 4096
+    cells = cells or Cells(None, "tracking", False)
+    cells.begin({"coordinates": coordinates})
     found = {}
-    for name, stream in streams.STREAMS.items():
-        stream = streams.quick(stream) if quick else stream
+
+    def measured(name: str, stream: Stream) -> dict[str, Any]:
         with show(f"{name}, {len(DECAYS)} decays", stream.steps) as on_step:
-            found[name] = {
+            return {
                 "gradients": stream.title,
                 "steps": stream.steps,
                 "by_decay": follow(stream, coordinates, on_step),
             }
+
+    for name, stream in streams.STREAMS.items():
+        stream = streams.quick(stream) if quick else stream
+        found[name] = cells.of(
+            name, lambda name=name, stream=stream: measured(name, stream)
+        )
     return {
         "settings": {
             "coordinates": coordinates,

@@ -1,20 +1,16 @@
 """The test loss with each dtype of nu, paired by seed with that of float32."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-
-from .. import RmsState, rmsprop
-from ..demo import program, tasks
-from ..demo.train import best_rate
-from . import statistics
-from .progress import Show, silent
-from .transformer import transformer
+from .. import rmsprop
+from ..diagnostics import best_rate
+from ..lab import statistics, tasks
+from ..lab.program import Contender
+from ..lab.progress import Show, silent
+from ..lab.results import Cells
+from ..lab.training import keys_of, points, train
 
 DECAYS = (0.9, 0.99, 0.999)
 FORMS = ("float32", "bfloat16", "uint16", "uint8")
@@ -43,77 +39,107 @@ class Plan:
 PLANS = {
     "digits": Plan(tasks.digits, 240, 32, (1e-3, 3e-3, 1e-2, 3e-2), 40),
     "text": Plan(tasks.text, 240, 16, (3e-3, 1e-2, 3e-2, 1e-1)),
-    "transformer": Plan(transformer, 100, 16, (3e-4, 1e-3, 3e-3, 1e-2)),
+    "transformer": Plan(tasks.transformer, 100, 16, (3e-4, 1e-3, 3e-3, 1e-2)),
 }
 
 
-def measure(quick: bool, seeds: int | None, show: Show = silent) -> dict[str, Any]:
+def stretches() -> int:
+    """Returns how many times the display is opened."""
+    return 2 * len(PLANS)
+
+
+def measure(
+    quick: bool, seeds: int | None, show: Show = silent, cells: Cells | None = None
+) -> dict[str, Any]:
     """Returns the settings and, by task and decay, what was measured.
 
     Args:
       quick: a few steps, two rates and three seeds.
       seeds: how many pairs of runs, if not each task's own number.
       show: what a person sees.
+      cells: keeps the tasks that are done.
     """
+    cells = cells or Cells(None, "training", False)
+    cells.begin({"quick": quick, "seeds": seeds})
     found = {}
     for name, plan in PLANS.items():
         if quick:
             plan = dataclasses.replace(plan, steps=4, rates=plan.rates[1:3], seeds=3)
         if seeds is not None:
             plan = dataclasses.replace(plan, seeds=seeds)
-        found[name] = _task(plan, show)
-    cells = [
+        found[name] = cells.of(name, lambda plan=plan: _task(plan, show))
+    pairs = [
         form
         for task in found.values()
         for cell in task["by_decay"].values()
         for name, form in cell["by_form"].items()
         if name != "float32"
     ]
-    for form, p in zip(cells, statistics.holm([c["p"] for c in cells]), strict=True):
+    for form, p in zip(pairs, statistics.holm([c["p"] for c in pairs]), strict=True):
         form["p_holm"] = p
     for name, task in found.items():
-        task["finding"] = statistics.finding(name, task["by_decay"])
+        task["finding"] = finding(name, task["by_decay"])
     return {
         "settings": {
             "tuning_seeds": TUNING_SEEDS,
-            "comparisons": len(cells),
+            "comparisons": len(pairs),
         },
         "tasks": found,
     }
 
 
+def _contender(dtype: str) -> Contender:
+    """Returns RMSProp with a dtype of nu, at a decay; rates are in units of one."""
+    return Contender(
+        lambda rate, setting: rmsprop(
+            rate * setting["unit"], decay=setting["decay"], nu_dtype=dtype
+        )
+    )
+
+
 def _task(plan: Plan, show: Show) -> dict[str, Any]:
     task = plan.load()
-    grid = [(rate, decay) for decay in DECAYS for rate in plan.rates]
+    problem = tasks.learning(task, plan.steps, plan.batch_size, schedule=None)
+    at = points(plan.steps, 8)
     with show(f"{task.name}, learning rates", plan.steps) as on_step:
-        losses, _ = train(
-            task, "float32", grid, TUNING_SEEDS, plan, task.validation, on_step
-        )
-    by_decay = losses.reshape(len(DECAYS), len(plan.rates), TUNING_SEEDS)
-    best = [best_rate(losses) for losses in by_decay]
-    rows = [(plan.rates[i], decay) for i, decay in zip(best, DECAYS, strict=True)]
-    test, parameters = {}, 0
-    for form in FORMS:
-        with show(f"{task.name}, nu in {form}", plan.steps) as on_step:
-            test[form], parameters = train(
-                task, form, rows, plan.seeds, plan, task.test, on_step
-            )
+        tried = train(
+            problem, {"float32": _contender("float32")},
+            [{"decay": decay, "unit": 1.0} for decay in DECAYS],
+            {"float32": plan.rates}, keys_of(range(TUNING_SEEDS)), at,
+            lambda step, values: on_step(step),
+        )  # fmt: skip
+    losses = tried.values["float32"][-1]  # [decays, rates, seeds]
+    best = [best_rate(by_rate) for by_rate in losses]
+    with show(f"{task.name}, nu in {', '.join(FORMS)}", plan.steps) as on_step:
+        forms = {form: _contender(form) for form in FORMS}
+        found = train(
+            problem, forms,
+            [
+                {"decay": decay, "unit": plan.rates[i]}
+                for i, decay in zip(best, DECAYS, strict=True)
+            ],
+            dict.fromkeys(forms, (1.0,)), keys_of(range(plan.seeds)), at,
+            lambda step, values: on_step(step),
+        )  # fmt: skip
+    test = found.report({form: [0] * len(DECAYS) for form in FORMS})
     return {
-        "title": f"{task.name}: {task.title}\n{parameters} parameters, {plan.steps} "
-        f"steps of batch size {plan.batch_size}, {plan.seeds} seeds",
+        "title": f"{task.name}: {task.title}\n{found.parameters} parameters, "
+        f"{plan.steps} steps of batch size {plan.batch_size}, {plan.seeds} seeds",
         "steps": plan.steps,
         "batch_size": plan.batch_size,
         "seeds": plan.seeds,
-        "parameters": parameters,
+        "parameters": found.parameters,
         "by_decay": {
             str(decay): {
-                "learning_rate": rows[row][0],
+                "learning_rate": plan.rates[best[row]],
                 "rates_tried": list(plan.rates),
-                "validation_losses": by_decay[row].mean(axis=1),
+                "validation_losses": losses[row].mean(axis=1),
                 "rate_at_edge": best[row] in (0, len(plan.rates) - 1),
                 "by_form": {
-                    form: statistics.compared(losses[row], test["float32"][row])
-                    for form, losses in test.items()
+                    form: statistics.compared(
+                        test[form]["test_loss"][row], test["float32"]["test_loss"][row]
+                    )
+                    for form in FORMS
                 },
             }
             for row, decay in enumerate(DECAYS)
@@ -121,61 +147,29 @@ def _task(plan: Plan, show: Show) -> dict[str, Any]:
     }
 
 
-def train(
-    task: tasks.Task,
-    form: str,
-    rows: Sequence[tuple[float, float]],
-    seeds: int,
-    plan: Plan,
-    split: tasks.Split,
-    on_step: Callable[[int], None],
-) -> tuple[np.ndarray, int]:
-    """Returns the final loss [rows, seeds] on a split, and the number of parameters.
+def finding(name: str, by_decay: Mapping[str, Any]) -> str:
+    """Returns a sentence: where a form differs significantly from float32, if it does.
 
     Args:
-      task: what to learn.
-      form: the dtype of nu.
-      rows: (learning rate, decay) of each row.
-      seeds: initial parameters and batches, the same for every row and form. What is
-        random in rounding differs too.
-      plan: for steps and batch size.
-      split: the examples to evaluate on.
-      on_step: told how many steps are done.
+      name: of the task.
+      by_decay: its cells, with `p_holm`.
     """
-
-    def make(row: jax.Array) -> optax.GradientTransformation:
-        return rmsprop(row[0], decay=row[1], nu_dtype=form)
-
-    options = jnp.asarray(rows, jnp.float32)
-    graphdef, (parameters, moments) = program.start(task, make, options, seeds)
-    moments = _with_rounding_of_its_own(moments, seeds)
-    batches = program.batches(
-        len(task.train.inputs), plan.batch_size, plan.steps, seeds
+    cells = [
+        (decay, form, cell)
+        for decay, row in by_decay.items()
+        for form, cell in row["by_form"].items()
+        if form != "float32"
+    ]
+    significant = [
+        f"{form} at decay {decay} by {cell['difference_percent']:+.2f} % "
+        f"(p = {cell['p_holm']:.3f})"
+        for decay, form, cell in cells
+        if cell["p_holm"] < statistics.LEVEL
+    ]
+    if significant:
+        return f"{name}: test loss differs from float32's with {'; '.join(significant)}"
+    bounds = [abs(end) for *_, cell in cells for end in cell["interval_percent"]]
+    return (
+        f"{name}: no significant difference to float32; "
+        f"every interval lies within ± {max(bounds):.2f} %"
     )
-    state = parameters, moments
-    advance = program.compile_training(
-        graphdef, make, options, batches, task.train, state
-    )
-    done = 0
-    for last in np.unique(np.linspace(0, plan.steps, 9).round().astype(int))[1:]:
-        state = jax.block_until_ready(advance(state, done, int(last)))
-        done = int(last)
-        on_step(done)
-    losses, _ = program.evaluate(graphdef, state[0], split)
-    sizes = (leaf.size for leaf in jax.tree.leaves(state[0]))
-    return losses, sum(sizes) // losses.size
-
-
-def _with_rounding_of_its_own(moments: Any, seeds: int) -> Any:
-    """Starts each seed's count of updates elsewhere: the count seeds the rounding.
-
-    Nothing else depends on it, since rate and decay are constant. With the same random
-    numbers in all runs, their errors would not be independent.
-    """
-
-    def moved(node: Any) -> Any:
-        if not isinstance(node, RmsState):
-            return node
-        return node._replace(count=node.count + 2**16 * jnp.arange(seeds))
-
-    return jax.tree.map(moved, moments, is_leaf=lambda node: isinstance(node, RmsState))

@@ -14,3 +14,5 @@ them read.
 
 from ._checkpoints import Checkpoints as Checkpoints
 from ._reading import Restored as Restored
+
+__all__ = ["Checkpoints", "Restored"]

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from ..bench.statistics import interval
-from . import drift, noise, picture
+from ..lab import pictures
+from . import drift, noise
 from .claim import Claim, summary_of
 from .contenders import ADAM, OURS
 from .grid import OnPart, Plan, stretches
@@ -67,27 +67,18 @@ def judge(found: Mapping[str, Sweep]) -> list[Statement]:
 def draw(figure: Figure, found: Mapping[str, Sweep]) -> None:
     """Draws RMSProp's measure over Adam's, and the difference of their ranges."""
     left, right = figure.subplots(1, 2, sharey=True)
-    rows = []
+    ratios, widths = {}, {}
     for name, swept in found.items():
         ratio = swept.against(OURS, (ADAM,))
         width = swept.wider(OURS, (ADAM,))
         for i, at in enumerate(swept.settings):
-            rows.append((f"{_group(name)}: {at}", ratio[i], width[i]))
-    for place, (_, ratio, width) in enumerate(rows):
-        for axes, samples in ((left, ratio), (right, width)):
-            mean = samples.mean()
-            low, high = interval(samples)
-            sign = mean if axes is right else -mean
-            colour = picture.STYLES[OURS if sign > 0 else ADAM][0]
-            axes.errorbar(
-                mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=2,
-                color="#999999" if low <= 0 <= high else colour,
-            )  # fmt: skip
+            ratios[f"{_group(name)}: {at}"] = ratio[i]
+            widths[f"{_group(name)}: {at}"] = width[i]
+    ours, theirs = (pictures.STYLES[name][0] for name in (OURS, ADAM))
+    pictures.intervals(left, ratios, pictures.sides(ours, theirs))
+    pictures.intervals(right, widths, pictures.sides(theirs, ours))
     for axes in (left, right):
-        axes.axvline(0, color="#444444", linewidth=0.8)
-        axes.grid(alpha=0.25)
-    left.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=8)
-    left.invert_yaxis()
+        axes.axvline(0, color=pictures.GREY, linewidth=0.8)
     left.set_xlabel("log10 of RMSProp's measure / Adam's")
     right.set_xlabel("decades of rates that work, RMSProp − Adam")
     figure.supxlabel(

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .. import scale_by_rms
+from ..lab import pictures
 from . import picture
 from .claim import Claim
 from .grid import OnPart, Plan
@@ -156,9 +157,9 @@ def draw(figure: Figure, found: Found) -> None:
         every, measured, theories, titles, formulas, strict=True
     ):
         if theory is not None:
-            axes.plot(1 / (1 - fine), theory, "-", color="#444444", label=formula)
+            axes.plot(1 / (1 - fine), theory, "-", color=pictures.GREY, label=formula)
         decades = np.log10(np.maximum(values, 1e-9))
-        picture.line(axes, x, decades, "measured", picture.COLOURS[0], dash="none")
+        picture.line(axes, x, decades, "measured", pictures.COLOURS[0], dash="none")
         axes.set(xscale="log", yscale="log", title=title)
         axes.set_xticks(x, [f"{decay:g}" for decay in found.decays], fontsize=8)
         axes.set_xticks([], minor=True)

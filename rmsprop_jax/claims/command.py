@@ -1,29 +1,30 @@
 """`rmsprop-jax claims`: what is said of RMSProp, tested."""
 
 import argparse
-import sys
+import base64
+import dataclasses
 import time
 from typing import Any
 
-from ..demo.command import add_output, needed, number
+from ..lab.options import add_output, add_seeds, fail, needed
 
-# By name: the module that has it, as CLAIM.
+# By name: the module that has it, as CLAIM, and about how many seconds it takes.
 CLAIMS = {
-    "scales": "scales",
-    "drift": "drift",
-    "noise": "noise",
-    "rnn": "recurrent",
-    "decay": "averages",
-    "eps": "epsilon",
-    "adam": "adam",
-    "bf16": "equivalence",
+    "scales": ("scales", 40.0),
+    "drift": ("drift", 90.0),
+    "noise": ("noise", 70.0),
+    "rnn": ("recurrent", 200.0),
+    "decay": ("averages", 10.0),
+    "eps": ("epsilon", 20.0),
+    "adam": ("adam", 1.0),
+    "bf16": ("equivalence", 60.0),
 }
 
 DESCRIPTION = """\
 Test what is said of RMSProp, in small experiments against SGD, Adagrad and Adam, with
 learning rates that other seeds chose. Prints a verdict for each claim, computed from
-confidence intervals by a rule that is printed too. Writes results.json and a picture of
-each claim.
+confidence intervals by a rule that is printed too. Writes results.json, a picture of
+each claim and one of all verdicts. All takes about ten minutes on two cores.
 """
 
 EPILOG = """\
@@ -33,6 +34,8 @@ adam (RMSProp or Adam: where?), bf16 (round_params or float32 master weights)
 
 example: rmsprop-jax claims scales eps --out results
 """
+
+FILES = ("results.json", "summary.png", *(f"{name}.png" for name in CLAIMS))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,69 +54,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quick", action="store_true",
         help="a few steps, to see that it runs: the verdicts mean nothing",
     )  # fmt: skip
-    parser.add_argument(
-        "--seeds", metavar="N", help="seeds that are reported (default: 10)",
-        type=number(int, "a whole number, at least 2", lambda x: x >= 2),
-    )  # fmt: skip
+    add_seeds(parser, "seeds that are reported (default: 10)")
     parser.add_argument(
         "--resume", action="store_true",
-        help="keep the parts of bf16 that a run with these settings has left in --out",
+        help="keep the claims, and the parts of bf16, that a run with these settings "
+        "has left in --out",
     )  # fmt: skip
-    add_output(parser, "rmsprop-jax-claims")
+    add_output(parser, "rmsprop-jax-claims", FILES)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the experiments, prints the verdicts, writes the files."""
     began = time.perf_counter()
     try:
-        from . import picture, tables
-        from .cells import Cells
-        from .report import content, load, plan_of, write
+        from ..lab import pictures, progress, results
+        from . import claim, summary, tables
     except ModuleNotFoundError as error:
-        return _fail(needed(error, "bench"))
-    plan = plan_of(arguments)
+        return fail("claims", needed(error, "bench"))
+    plan = claim.plan_of(arguments)
+    names = list(dict.fromkeys(arguments.claims or CLAIMS))
+    kept = results.Cells(arguments.out, "claims", arguments.resume)
     found: dict[str, Any] = {}
-    pictures = {}
-    from ..bench.progress import live
-
-    with live(arguments.quiet) as show:
-        for name in dict.fromkeys(arguments.claims or CLAIMS):
-            claim = load(CLAIMS[name])
-            cells = Cells(arguments.out, claim.name, arguments.resume)
-            kept = (cells,) if claim.resumable else ()
-            with show(claim.name, 100) as on_step:
-                started = time.perf_counter(), time.process_time()
-                try:
-                    measured = claim.measure(
-                        plan,
-                        lambda part, on_step=on_step: on_step(round(100 * part)),
-                        *kept,
-                    )
-                except ModuleNotFoundError as error:
-                    return _fail(needed(error, "bench"))
-                except (OSError, ValueError) as error:
-                    if not kept:
-                        raise
-                    return _fail(str(error))
-            found[name] = {
-                "claim": claim.title,
-                "seconds": time.perf_counter() - started[0],
-                "processor_seconds": time.process_time() - started[1],
-                "statements": [s.judged() for s in claim.judge(measured)],
-                **claim.summary(measured),
-            }
-            pictures[f"{name}.png"] = picture.png(
-                claim.draw, measured, claim.title, claim.size
-            )
-    tables.show(found)
     try:
-        path = write(arguments.out, content(found, plan, began), pictures)
-    except OSError as error:
-        return _fail(f"could not write to {arguments.out}: {error}")
-    if not arguments.quiet:
-        seconds = time.perf_counter() - began
-        print(f"{path} and {', '.join(pictures)}, after {seconds:.0f} seconds")
-    return 0
+        kept.begin(dataclasses.asdict(plan))
+        total = sum(CLAIMS[name][1] for name in names)
+        with progress.live(arguments.quiet, total, lambda x: CLAIMS[x][1]) as show:
+            for name in names:
+                parts = results.Cells(arguments.out, name, arguments.resume)
+                with show(name, 100) as on_step:
+                    found[name] = kept.of(
+                        name,
+                        lambda module=CLAIMS[name][0], parts=parts, tell=on_step: (
+                            claim.tested(
+                                claim.load(module), plan,
+                                lambda part: tell(round(100 * part)), parts,
+                            )
+                        ),
+                    )  # fmt: skip
+    except ModuleNotFoundError as error:
+        return fail("claims", needed(error, "bench"))
+    except (OSError, ValueError) as error:
+        return fail("claims", error)
+    # With the parts of a claim, so that a run that goes on need not draw it again.
+    drawn = {
+        f"{name}.png": base64.b64decode(found[name].pop("picture")) for name in names
+    }
+    drawn["summary.png"] = pictures.png(summary.figure(found))
+    tables.show(found)
+    content = results.content(
+        "claims", claim.content(found, plan), arguments, time.perf_counter() - began
+    )
+    status = results.finish("claims", arguments, "results", content, drawn)
+    if not status:
+        kept.done()
+    return status
 
 
 def _name(string: str) -> str:
@@ -122,8 +116,3 @@ def _name(string: str) -> str:
             f"must be names from {', '.join(CLAIMS)}, got {string!r}"
         )
     return string
-
-
-def _fail(message: str) -> int:
-    print(f"rmsprop-jax claims: error: {message}", file=sys.stderr)
-    return 1

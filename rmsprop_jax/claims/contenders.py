@@ -1,34 +1,26 @@
-"""The optimizers that are compared, and the grids of learning rates."""
+"""Which optimizers are compared with which, and the grids of learning rates."""
 
 from typing import Any
 
 import numpy as np
 import optax
 
-from .. import rmsprop
-from .program import Contender
+from ..lab.contenders import CONTENDERS as CONTENDERS
+from ..lab.program import Contender
 
 SGD = ("sgd", "sgd momentum")
 OURS, ADAGRAD, ADAM = "rmsprop", "adagrad", "adam"
 
-CONTENDERS: dict[str, Contender] = {
-    OURS: lambda rate, setting: rmsprop(rate, decay=0.9),
-    "sgd": lambda rate, setting: optax.sgd(rate),
-    "sgd momentum": lambda rate, setting: optax.sgd(rate, momentum=0.9),
-    ADAGRAD: lambda rate, setting: optax.adagrad(rate),
-    ADAM: lambda rate, setting: optax.adam(rate),
-}
 
-
-def clipped(make: Contender) -> Contender:
+def clipped(inner: Contender) -> Contender:
     """Returns an optimizer whose gradients have at most the norm setting["clip"]."""
 
     def with_clipping(rate: Any, setting: Any) -> optax.GradientTransformation:
         return optax.chain(
-            optax.clip_by_global_norm(setting["clip"]), make(rate, setting)
+            optax.clip_by_global_norm(setting["clip"]), inner.make(rate, setting)
         )
 
-    return with_clipping
+    return Contender(with_clipping)
 
 
 def grids(length: int, *lowest: float, decades: float = 0.5) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
+from ..lab import pictures
 from . import picture
 from .claim import Claim, once, summary_of
 from .contenders import ADAGRAD, CONTENDERS, OURS, SGD, grids
@@ -101,7 +102,7 @@ def draw(figure: Figure, found: Mapping[str, Sweep]) -> None:
         )
     every[0].set_ylabel("mean squared distance / start")
     every[2].set_ylabel("mean loss, nats")
-    picture.legend(figure, every[0])
+    pictures.legend_below(figure, every[0])
 
 
 CLAIM = Claim(

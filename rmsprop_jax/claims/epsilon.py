@@ -10,12 +10,13 @@ import optax
 from matplotlib.figure import Figure
 
 from .. import rmsprop, scale_by_rms
+from ..lab import pictures
+from ..lab.program import Contender
 from . import picture
 from .claim import Claim, summary_of
 from .contenders import CONTENDERS
 from .grid import OnPart, Plan, sweep
 from .problems import digits_net
-from .program import Contender
 from .sweep import Sweep
 from .verdict import Criterion, Statement, equal
 
@@ -49,7 +50,7 @@ def _contender(place: str) -> Contender:
     def make(rate: Any, setting: Any) -> optax.GradientTransformation:
         return rmsprop(rate, eps=setting["eps"], eps_in_sqrt=PLACES[place])
 
-    return make
+    return Contender(make)
 
 
 def measure(plan: Plan, on_part: OnPart) -> Found:
@@ -159,10 +160,13 @@ def draw(figure: Figure, found: Found) -> None:
         axes.set_title(f"eps {place} the root: size of the update", fontsize=10)
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=8, loc="lower right")
-    picture.line(right, values, found.sweep.tuned("sgd"), "SGD", "#444444", "s", ":")
-    for place, colour in zip(PLACES, picture.COLOURS, strict=False):
+    picture.line(
+        right, values, found.sweep.tuned("sgd"), "SGD", pictures.GREY, "s", ":"
+    )
+    looks = (pictures.VERMILION, "o", "-"), (pictures.BLUE, "^", "--")
+    for place, look in zip(PLACES, looks, strict=True):
         tuned = found.sweep.tuned(place)
-        picture.line(right, values, tuned, f"RMSProp, eps {place}", colour)
+        picture.line(right, values, tuned, f"RMSProp, eps {place}", *look)
     right.set(xscale="log", xlabel="eps", ylabel="test loss, nats")
     right.set_title("digits, at the rate tuned for each eps", fontsize=10)
     right.grid(alpha=0.25)

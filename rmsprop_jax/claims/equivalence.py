@@ -3,17 +3,18 @@
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
 from .. import rmsprop
-from ..bench.statistics import interval
-from ..demo.master import with_master_weights
-from ..demo.narrow import POINTS, Form, training
-from . import picture
-from .cells import Cells
+from ..diagnostics import best_rate
+from ..lab import pictures
+from ..lab.master import with_master_weights
+from ..lab.program import Contender, Problem, compiled, cosine
+from ..lab.results import Cells
+from ..lab.statistics import interval
+from ..lab.tasks import learning
+from ..lab.training import Trained, keys_of, train
 from .claim import Claim
 from .grid import OnPart, Plan
 from .nets import NETS, signals
@@ -29,20 +30,21 @@ RATES = (3e-3, 1e-2, 3e-2)
 FULL, SMALL, BATCH = 3000, 500, 32
 """Updates of a run, and examples of each."""
 
+POINTS = 5
+"""Points of a curve, besides the one before training."""
+
+
+def _narrow(wrap: Any = lambda tx: tx, **options: Any) -> Contender:
+    """Returns RMSProp on bfloat16 parameters."""
+    return Contender(lambda rate, at: wrap(rmsprop(rate, at, **options)), "bfloat16")
+
+
 MASTER = "float32 master weights"
 FORMS = {
-    MASTER: Form(lambda rate, decay: with_master_weights(rmsprop(rate, decay))),
-    "stochastic": Form(
-        lambda rate, decay: rmsprop(rate, decay, round_params="stochastic")
-    ),
-    "remainder": Form(
-        lambda rate, decay: rmsprop(rate, decay, round_params="remainder")
-    ),
-    "remainder, nu in one byte": Form(
-        lambda rate, decay: rmsprop(
-            rate, decay, round_params="remainder", nu_dtype="uint8"
-        )
-    ),
+    MASTER: _narrow(with_master_weights),
+    "stochastic": _narrow(round_params="stochastic"),
+    "remainder": _narrow(round_params="remainder"),
+    "remainder, nu in one byte": _narrow(round_params="remainder", nu_dtype="uint8"),
 }
 
 MORE, TUNING = 4, 3
@@ -85,37 +87,27 @@ def measure(plan: Plan, on_part: OnPart, cells: Cells | None = None) -> Found:
         {"steps": steps, "batch": BATCH, "seeds": seeds, "tuning": tuning,
          "rates": list(RATES), "margin_percent": MARGIN, "forms": list(FORMS)}
     )  # fmt: skip
-    data = signals()
+    keys = keys_of(range(tuning + seeds))
+    at = np.arange(POINTS + 1) * (steps // POINTS)
+    alone = {MASTER: FORMS[MASTER]}
+    problems = {name: _problem(name, steps) for name in names}
     # One program serves all decays.
-    alone = {
-        name: training(NETS[name], {MASTER: FORMS[MASTER]}, data, steps, BATCH)
-        for name in names
-    }
-    program = {name: training(NETS[name], FORMS, data, steps, BATCH) for name in names}
-    keys = jax.vmap(jax.random.key)(jnp.arange(tuning + seeds))
+    tuned = {name: compiled(problem, alone) for name, problem in problems.items()}
+    programs = {name: compiled(problem, FORMS) for name, problem in problems.items()}
     found, jobs = {}, [(name, decay) for name in names for decay in decays]
 
     def cell(name: str, decay: float) -> dict[str, Any]:
         # Those of the reference are tuned, on seeds that are not reported.
-        rates = jnp.repeat(jnp.asarray(RATES), tuning)
-        chosen_by = jnp.tile(keys[:tuning], len(RATES))
-        tried = alone[name](rates, chosen_by, jnp.float32(decay))
-        losses = np.asarray(tried["validation_loss"])[-1].reshape(len(RATES), -1)
-        rate = RATES[int(np.nanargmin(losses.mean(axis=1)))]
-        reported = keys[tuning:]
-        got = program[name](jnp.full(len(reported), rate), reported, jnp.float32(decay))
-        got = {key: np.asarray(value, np.float64) for key, value in got.items()}
-        before, after = got["validation_loss"].mean(axis=-1)[-2:]
-        return {
-            "rate": rate,
-            **{
-                key: {form: got[key][i].tolist() for i, form in enumerate(FORMS)}
-                for key in ("test_loss", "test_accuracy")
-            },
-            "improved_percent": dict(
-                zip(FORMS, (100 * (1 - after / before)).tolist(), strict=True)
-            ),
-        }
+        tried = train(
+            problems[name], alone, [decay], {MASTER: RATES}, keys[:tuning], at,
+            program=tuned[name],
+        )  # fmt: skip
+        rate = RATES[best_rate(tried.values[MASTER][-1, 0])]
+        got = train(
+            problems[name], FORMS, [decay], dict.fromkeys(FORMS, (rate,)),
+            keys[tuning:], at, program=programs[name],
+        )  # fmt: skip
+        return {"rate": rate, **_of(got)}
 
     for done, (name, decay) in enumerate(jobs):
         found[f"{name}, {decay:g}"] = cells.of(
@@ -123,6 +115,27 @@ def measure(plan: Plan, on_part: OnPart, cells: Cells | None = None) -> Found:
         )
         on_part((done + 1) / len(jobs))
     return Found(found, steps)
+
+
+def _problem(name: str, steps: int) -> Problem:
+    task = dataclasses.replace(signals(), net=NETS[name])
+    return learning(task, steps, BATCH, epochs=False, dtype="bfloat16", schedule=cosine)
+
+
+def _of(got: Trained) -> dict[str, Any]:
+    """Returns the results of a cell, in the types of JSON."""
+    report = got.report(dict.fromkeys(FORMS, (0,)))
+    falls = {}
+    for form, values in got.values.items():
+        before, after = values[-2:].mean(axis=(1, 2, 3))
+        falls[form] = float(100 * (1 - after / before))
+    return {
+        **{
+            key: {form: report[form][key][0].tolist() for form in FORMS}
+            for key in ("test_loss", "test_accuracy")
+        },
+        "improved_percent": falls,
+    }
 
 
 RULE = (
@@ -153,21 +166,18 @@ def draw(figure: Figure, found: Found) -> None:
     forms = [form for form in FORMS if form != MASTER]
     every = figure.subplots(1, len(forms), sharey=True, squeeze=False)[0]
     for axes, form in zip(every, forms, strict=True):
-        axes.axvspan(-MARGIN, MARGIN, color="#009E73", alpha=0.15, linewidth=0)
-        axes.axvline(0, color="#444444", linewidth=0.8)
-        for place, row in enumerate(found.differences(form)):
-            low, high = interval(row)
-            inside = low > -MARGIN and high < MARGIN
-            mean = row.mean()
-            axes.errorbar(
-                mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3,
-                color="#0072B2" if inside else picture.COLOURS[0],
-            )  # fmt: skip
+        axes.axvspan(-MARGIN, MARGIN, color=pictures.GREEN, alpha=0.15, linewidth=0)
+        axes.axvline(0, color=pictures.GREY, linewidth=0.8)
+        rows = dict(zip(found.cells, found.differences(form), strict=True))
+        pictures.intervals(
+            axes,
+            rows,
+            lambda low, high: (
+                pictures.BLUE if -MARGIN < low < high < MARGIN else pictures.VERMILION
+            ),
+        )
         axes.set_title(form, fontsize=10)
         axes.set_xlabel("test loss beside master weights, %")
-        axes.grid(alpha=0.25)
-    every[0].set_yticks(range(len(found.cells)), list(found.cells))
-    every[0].invert_yaxis()
     every[0].set_ylabel("net, decay")
     figure.supxlabel(
         f"95 % intervals; green: the margin of ± {MARGIN:g} %; blue: within it; "
@@ -178,17 +188,29 @@ def draw(figure: Figure, found: Found) -> None:
 
 def summary(found: Found) -> dict[str, Any]:
     """Returns what goes into the JSON."""
+    means = {}
+    for form in FORMS:
+        if form != MASTER:
+            of_seeds = found.differences(form).mean(axis=0)
+            low, high = interval(of_seeds)
+            means[form] = {"mean": of_seeds.mean(), "low": low, "high": high}
+    notes = [
+        f"{form}: {at['mean']:+.2f} % ({at['low']:+.2f} to {at['high']:+.2f}) on the "
+        "mean of all nets and decays, which is no part of the rule"
+        for form, at in means.items()
+    ]
     gains = [
         f"{at}: the validation loss still fell by {max(gain):.1f} % in the last fifth"
         for at, cell in found.cells.items()
         if max(gain := list(cell["improved_percent"].values())) > MARGIN
     ]
     return {
-        "notes": gains,
+        "notes": notes + gains,
         "margin_percent": MARGIN,
         "steps": found.steps,
         "batch_size": BATCH,
         "cells": found.cells,
+        "mean_difference_percent": means,
         "difference_percent": {
             form: dict(zip(found.cells, found.differences(form), strict=True))
             for form in FORMS

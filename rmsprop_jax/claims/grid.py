@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from . import program
-from .program import POINTS, Contender, Problem
+from ..lab.program import Contender, Problem, compiled
+from ..lab.training import keys_of, points, train
 from .sweep import Runs, Sweep, edges
+
+POINTS = 10
+"""Points of a curve."""
 
 EXTENSIONS = 2
 """How often a grid of rates is moved on where its edge is best."""
@@ -66,22 +67,18 @@ def sweep(
       on_part: told which part is done, from 0 to 1; it starts again with each grid.
       extensions: how often a grid is moved on at most.
     """
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *map(_arrays, settings.values()))
-    keys = jax.vmap(jax.random.key)(jnp.arange(plan.tuning + plan.seeds))
-    start, advance = program.compiled(problem, contenders)
+    keys = keys_of(range(plan.tuning + plan.seeds))
+    program = compiled(problem, contenders)
     grids = {name: np.asarray(rates[name], float) for name in contenders}
     found: dict[str, Runs] = {}
     for extension in range(extensions + 1):
-        table = jnp.asarray(np.stack(list(grids.values())), jnp.float32)
-        carry, worlds = start(stacked, table, keys)
-        values = []
-        for point in range(POINTS):
-            first = jnp.int32(point * (problem.steps // POINTS))
-            carry, value = advance(carry, worlds, stacked, table, keys, first)
-            values.append(np.asarray(value, np.float64))
-            on_part((point + 1) / POINTS)
-        for index, (name, grid) in enumerate(grids.items()):
-            runs = Runs(grid, np.stack(values)[:, index])
+        trained = train(
+            problem, contenders, list(settings.values()), grids, keys,
+            points(problem.steps, POINTS),
+            lambda step, values: on_part(step / problem.steps), program=program,
+        )  # fmt: skip
+        for name, grid in grids.items():
+            runs = Runs(grid, trained.values[name][-POINTS:])
             found[name] = found[name].joined(runs) if name in found else runs
         result = Sweep(
             tuple(settings), found, problem.steps, plan.tuning, problem.online,
@@ -104,10 +101,6 @@ def _moved(tried: np.ndarray, side: Any, rates: Mapping[str, Any]) -> np.ndarray
     if below.any():
         return tried[0] * ratio ** np.arange(-length, 0.0)
     return tried[:length]
-
-
-def _arrays(setting: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), setting)
 
 
 def stretches(on_part: OnPart, number: int) -> list[OnPart]:

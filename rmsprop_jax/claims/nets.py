@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..demo.narrow import Net
-from ..demo.tasks import Split
+from ..lab.models import Net, dense, layers, matrix, mlp
+from ..lab.tasks import Split, Task
 
 CLASSES = 10
 LENGTH = 40
@@ -21,8 +21,8 @@ TRAIN, VALIDATION, TEST = 16_000, 1_000, 4_000
 
 
 @cache
-def signals() -> dict[str, Split]:
-    """Returns MNIST-1D by split: computed by its own package, with more examples.
+def signals() -> Task:
+    """Returns MNIST-1D with the first net: computed by its package, more examples.
 
     References:
       Greydanus and Kobak, Scaling Down Deep Learning with MNIST-1D, 2020
@@ -40,43 +40,14 @@ def signals() -> dict[str, Split]:
     finally:
         np.random.set_state(state)  # noqa: NPY002
     ends = np.cumsum([TRAIN, VALIDATION, TEST])
-    return {
-        name: Split(
+    train, validation, test = (
+        Split(
             made["x"][end - size : end].astype(np.float32),
             made["y"][end - size : end].astype(np.int32),
         )
-        for name, size, end in zip(
-            ("train", "validation", "test"),
-            (TRAIN, VALIDATION, TEST),
-            ends,
-            strict=True,
-        )
-    }
-
-
-def _matrix(key: jax.Array, rows: int, columns: int, gain: float = 2.0) -> jax.Array:
-    return jnp.sqrt(gain / rows) * jax.random.normal(key, (rows, columns))
-
-
-def _layers(key: jax.Array, *widths: int) -> Any:
-    keys = jax.random.split(key, len(widths) - 1)
-    return [
-        {"w": _matrix(k, m, n), "b": jnp.zeros(n)}
-        for k, m, n in zip(keys, widths[:-1], widths[1:], strict=True)
-    ]
-
-
-def _dense(layer: Any, x: jax.Array) -> jax.Array:
-    return x @ layer["w"] + layer["b"]
-
-
-def _mlp(width: int) -> Net:
-    def apply(params: Any, x: jax.Array) -> jax.Array:
-        for layer in params[:-1]:
-            x = jax.nn.relu(_dense(layer, x))
-        return _dense(params[-1], x)
-
-    return Net(lambda key: _layers(key, LENGTH, width, width, CLASSES), apply)
+        for size, end in zip((TRAIN, VALIDATION, TEST), ends, strict=True)
+    )
+    return Task("signals", "MNIST-1D", "signal", train, validation, test, NETS["MLP"])
 
 
 def _cnn(channels: int) -> Net:
@@ -86,10 +57,10 @@ def _cnn(channels: int) -> Net:
     def init(key: jax.Array) -> Any:
         first, *others, last = jax.random.split(key, 4)
         convolutions = [
-            _layers(k, size * n, channels)[0]
+            layers(k, size * n, channels)[0]
             for k, n in zip([first, *others], (1, channels, channels), strict=True)
         ]
-        return [*convolutions, *_layers(last, LENGTH // 8 * channels, CLASSES)]
+        return [*convolutions, *layers(last, LENGTH // 8 * channels, CLASSES)]
 
     def apply(params: Any, x: jax.Array) -> jax.Array:
         x = x[..., None]
@@ -98,8 +69,8 @@ def _cnn(channels: int) -> Net:
             ends = x.shape[1] - size + 1
             # As products of matrices: mapped convolutions are slow on CPUs.
             patches = [x[:, i : i + ends : 2] for i in range(size)]
-            x = jax.nn.relu(_dense(layer, jnp.concatenate(patches, axis=-1)))
-        return _dense(params[-1], x.reshape(x.shape[0], -1))
+            x = jax.nn.relu(dense(layer, jnp.concatenate(patches, axis=-1)))
+        return dense(params[-1], x.reshape(x.shape[0], -1))
 
     return Net(init, apply)
 
@@ -108,10 +79,10 @@ def _gru(hidden: int, features: int) -> Net:
     def init(key: jax.Array) -> Any:
         keys = jax.random.split(key, 3)
         return {
-            "in": {"w": _matrix(keys[0], features, 3 * hidden, 1.0),
+            "in": {"w": matrix(keys[0], features, 3 * hidden, 1.0),
                    "b": jnp.zeros(3 * hidden)},
-            "state": _matrix(keys[1], hidden, 3 * hidden, 1.0),
-            "out": _layers(keys[2], hidden, CLASSES)[0],
+            "state": matrix(keys[1], hidden, 3 * hidden, 1.0),
+            "out": layers(keys[2], hidden, CLASSES)[0],
         }  # fmt: skip
 
     def apply(params: Any, x: jax.Array) -> jax.Array:
@@ -125,8 +96,8 @@ def _gru(hidden: int, features: int) -> Net:
             return z * h + (1 - z) * n, None
 
         start = jnp.zeros((x.shape[0], hidden), x.dtype)
-        last, _ = jax.lax.scan(step, start, _dense(params["in"], steps))
-        return _dense(params["out"], last)
+        last, _ = jax.lax.scan(step, start, dense(params["in"], steps))
+        return dense(params["out"], last)
 
     return Net(init, apply)
 
@@ -137,13 +108,13 @@ def _transformer(width: int, heads: int, patch: int) -> Net:
     def init(key: jax.Array) -> Any:
         keys = jax.random.split(key, 6)
         return {
-            "embed": _layers(keys[0], patch, width)[0],
+            "embed": layers(keys[0], patch, width)[0],
             "places": 0.5 * jax.random.normal(keys[1], (LENGTH // patch, width)),
             "scales": jnp.ones((3, width)),
-            "attention": _matrix(keys[2], width, 3 * width, 1.0),
-            "mix": _matrix(keys[3], width, width, 1.0),
-            "wide": _layers(keys[4], width, 2 * width, width),
-            "out": _layers(keys[5], width, CLASSES)[0],
+            "attention": matrix(keys[2], width, 3 * width, 1.0),
+            "mix": matrix(keys[3], width, width, 1.0),
+            "wide": layers(keys[4], width, 2 * width, width),
+            "out": layers(keys[5], width, CLASSES)[0],
         }
 
     def normal(x: jax.Array, scale: jax.Array) -> jax.Array:
@@ -152,7 +123,7 @@ def _transformer(width: int, heads: int, patch: int) -> Net:
         return (wide * rms).astype(x.dtype) * scale
 
     def apply(params: Any, x: jax.Array) -> jax.Array:
-        x = _dense(params["embed"], x.reshape(x.shape[0], -1, patch)) + params["places"]
+        x = dense(params["embed"], x.reshape(x.shape[0], -1, patch)) + params["places"]
         first, second, third = params["scales"]
         q, k, v = (
             part.reshape(*part.shape[:-1], heads, -1)
@@ -162,15 +133,15 @@ def _transformer(width: int, heads: int, patch: int) -> Net:
         weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(x.dtype)
         seen = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
         x = x + seen @ params["mix"]
-        wide = jax.nn.relu(_dense(params["wide"][0], normal(x, second)))
-        x = x + _dense(params["wide"][1], wide)
-        return _dense(params["out"], normal(x, third).mean(axis=1))
+        wide = jax.nn.relu(dense(params["wide"][0], normal(x, second)))
+        x = x + dense(params["wide"][1], wide)
+        return dense(params["out"], normal(x, third).mean(axis=1))
 
     return Net(init, apply)
 
 
 NETS = {
-    "MLP": _mlp(64),
+    "MLP": mlp(LENGTH, 64, 64, CLASSES),
     "CNN": _cnn(12),
     "transformer": _transformer(16, 2, 4),
     "GRU": _gru(20, 4),

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 from matplotlib.figure import Figure
 
+from ..lab import pictures
 from . import picture
 from .claim import Claim, once, summary_of
 from .contenders import CONTENDERS, OURS, SGD, grids
@@ -79,26 +79,23 @@ def draw(figure: Figure, found: Mapping[str, Sweep]) -> None:
     left.set_xlabel("batch size")
     left.set_ylabel("test loss, nats")
     left.set_title("a small net on digits, 200 steps", fontsize=10)
-    heavy = found[HEAVY]
-    picture.by_setting(middle, range(len(heavy.settings)), heavy)
-    middle.set_xticks(range(len(heavy.settings)), heavy.settings)
+    picture.by_category(middle, found[HEAVY])
     middle.set_xlabel("noise")
     middle.set_ylabel("squared distance / start")
     middle.set_title("a quadratic", fontsize=10)
-    labels = [f"batch {size}" for size in batches] + list(heavy.settings)
-    for name in CONTENDERS:
-        colour, marker, dash = picture.STYLES[name]
-        width = [s.width(name).mean(axis=1) for s in found.values()]
-        right.plot(
-            np.concatenate(width), marker=marker, linestyle=dash, color=colour,
-            markersize=5,
-        )  # fmt: skip
-    right.set_xticks(range(len(labels)), labels, rotation=30, ha="right", fontsize=8)
-    right.set_ylabel("decades of rates that work")
-    right.set_ylim(0)
+    wider = {
+        f"{at}" if name == HEAVY else f"batch {at}": row
+        for name, swept in found.items()
+        for at, row in zip(swept.settings, swept.wider(OURS, SGD), strict=True)
+    }
+    more_is_better = pictures.sides(pictures.BLUE, pictures.VERMILION)
+    pictures.intervals(right, wider, more_is_better)
+    right.axvline(0, color=pictures.GREY, linewidth=0.8)
+    right.set_xlabel(
+        "decades of rates that work, RMSProp − SGD\n(grey: the interval has 0)"
+    )
     right.set_title(f"within a factor of {WORKS:g} of the tuned rate", fontsize=10)
-    right.grid(alpha=0.25)
-    picture.legend(figure, left)
+    pictures.legend_below(figure, left)
 
 
 CLAIM = Claim(

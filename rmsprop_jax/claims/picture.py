@@ -1,42 +1,38 @@
 """What the pictures of the claims share."""
 
-import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure, FigureBase
 
-from ..bench.statistics import interval
-from ..demo import picture as demo
-from ..demo.optimizers import LABELS as DEMO_LABELS
+from ..lab.contenders import LABELS
+from ..lab.pictures import STYLES
+from ..lab.statistics import half_width, interval
 from .sweep import Sweep
-
-STYLES = {**demo.STYLES, "sgd momentum": ("#CC79A7", "v", (0, (5, 1, 1, 1)))}
-LABELS = {**DEMO_LABELS, "sgd momentum": "SGD, momentum 0.9"}
-
-# For curves that are no optimizers: colours of Okabe and Ito.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-
-
-def png(
-    draw: Callable[[Figure, Any], None], found: Any, title: str, size: Any
-) -> bytes:
-    """Returns the picture of a claim as the bytes of a PNG file."""
-    figure = Figure(figsize=size, dpi=120, layout="constrained")
-    figure.suptitle(title, fontsize=12)
-    draw(figure, found)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
 
 
 def by_setting(axes: Axes, places: Iterable[float], sweep: Sweep) -> None:
     """Draws the tuned measure of every optimizer at the settings of a sweep."""
     for name in sweep.runs:
         _line(axes, list(places), sweep.tuned(name), name)
+    axes.set_yscale("log")
+    axes.grid(alpha=0.25)
+
+
+def by_category(axes: Axes, sweep: Sweep) -> None:
+    """Draws the tuned measures at settings that have no order: marks without lines."""
+    for i, name in enumerate(sweep.runs):
+        colour, marker, _ = STYLES[name]
+        decades = sweep.tuned(name)
+        centre, width = decades.mean(axis=1), half_width(decades)
+        low, high = 10 ** (centre - width), 10 ** (centre + width)
+        places = np.arange(len(centre)) + 0.12 * (i - (len(sweep.runs) - 1) / 2)
+        axes.errorbar(
+            places, 10**centre, (10**centre - low, high - 10**centre), fmt=marker,
+            color=colour, label=LABELS[name], markersize=5, capsize=2,
+        )  # fmt: skip
+    axes.set_xticks(range(len(sweep.settings)), sweep.settings)
     axes.set_yscale("log")
     axes.grid(alpha=0.25)
 
@@ -69,9 +65,3 @@ def line(
         markersize=5, linewidth=1.6,
     )  # fmt: skip
     axes.fill_between(places, 10**low, 10**high, color=colour, alpha=0.15, linewidth=0)
-
-
-def legend(figure: FigureBase, axes: Axes) -> None:
-    """Puts what the lines of one frame mean under all frames."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..demo.tasks import Task, digits, metrics
-from .program import Problem
+from ..lab.program import Problem, linear
+from ..lab.tasks import Task, digits, drawn, metrics
 
 DIMENSION = 16
 JUMP = 100.0
@@ -73,7 +73,8 @@ def quadratics(steps: int, online: bool) -> Problem:
         error = world["axes"].T @ x - optimum(world, step)
         return jnp.mean((error / world["scale"]) ** 2)
 
-    return Problem(start, loss, measure, steps, online, limit=1e2)
+    schedule = None if online else linear
+    return Problem(start, loss, measure, steps, schedule, online, limit=1e2)
 
 
 def _noise(key: jax.Array, step: jax.Array, tails: jax.Array) -> jax.Array:
@@ -114,7 +115,7 @@ def stream(steps: int, batch_size: int = 8) -> Problem:
         )
         return metrics(x @ params["w"] + params["b"], names[y])[0]
 
-    return Problem(start, loss, loss, steps, online=True)
+    return Problem(start, loss, loss, steps, None, online=True)
 
 
 def digits_net(steps: int, batch_size: int, hidden: int = 16) -> Problem:
@@ -153,5 +154,4 @@ def _flat(split: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def _examples(key: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
-    key = jax.random.fold_in(key, step)
-    return jax.random.randint(key, (batch_size,), 0, len(data().train.inputs))
+    return drawn(key, step, batch_size, len(data().train.inputs))

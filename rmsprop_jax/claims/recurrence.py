@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import scale_by_rms
-from .program import Problem
+from ..lab.program import Problem
 
 HIDDEN = 8
 BATCH_SIZE = 4

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..lab import pictures
 from . import picture
 from .claim import Claim, summary_of
 from .contenders import CONTENDERS, OURS, SGD, clipped, grids
@@ -49,7 +50,7 @@ class Found:
 
 def measure(plan: Plan, on_part: OnPart) -> Found:
     """Trains every cell at every length and looks at gradients and steps."""
-    contenders = {name: clipped(make) for name, make in CONTENDERS.items()}
+    contenders = {name: clipped(inner) for name, inner in CONTENDERS.items()}
     usual = grids(6, 1e-2, 1e-2, 1e-2, 1e-1, 1e-2)
     # Gradients are of any size: two decades from one rate of SGD to the next.
     wide = grids(6, 1e-3, 1e-2, 1e-2, 1e-2, 1e-3)
@@ -133,7 +134,7 @@ def draw(figure: Figure, found: Found) -> None:
     above, below = figure.subfigures(2, 1, squeeze=False)[:, 0]
     left, middle, right = above.subplots(1, 3)
     lengths = found.lengths
-    for colour, marker, cell in zip(picture.COLOURS, "os^", CELLS, strict=False):
+    for colour, marker, cell in zip(pictures.COLOURS, "os^", CELLS, strict=False):
         for axes, values in (
             (left, found.gradient), (middle, found.step), (right, found.signal),
         ):  # fmt: skip
@@ -148,28 +149,28 @@ def draw(figure: Figure, found: Found) -> None:
         axes.set_xticks([], minor=True)
         axes.grid(alpha=0.25)
     left.legend(frameon=False)
-    every = below.subplots(1, 6, sharey=True, squeeze=False)[0]
-    for column, (cell, setting) in enumerate(
-        (cell, setting) for cell in CELLS for setting in SETTINGS
-    ):
-        axes = every[column]
-        named = {
-            int(name.rsplit(", ", 1)[1]): swept
-            for name, swept in found.sweeps.items()
-            if name.startswith(cell)
-        }
-        index = list(SETTINGS).index(setting)
-        picture.by_sweep(axes, list(named), list(named.values()), index)
-        axes.axhline(CHANCE, color="#444444", linewidth=0.8, linestyle=":")
-        axes.set_xscale("log")
-        axes.set_xticks(list(named), [str(length) for length in named])
-        axes.set_xticks([], minor=True)
-        words = "clipped" if setting == CLIPPED else "not clipped"
-        axes.set_title(f"{cell}, {words}", fontsize=9)
-        axes.set_xlabel("length")
-    every[0].set_ylabel("loss after training (dotted: a guess)")
-    every[0].set_ylim(3e-5, 30)
-    picture.legend(below, every[0])
+    lower_is_better = pictures.sides(pictures.VERMILION, pictures.BLUE)
+    against, itself, guess = below.subplots(1, 3)
+    rows: list[dict[str, np.ndarray]] = [{}, {}, {}]
+    for name, swept in found.sweeps.items():
+        free, held = swept.settings.index(FREE), swept.settings.index(CLIPPED)
+        ours, ratio = swept.tuned(OURS), swept.against(OURS, SGD)
+        rows[0][f"{name}, free"] = ratio[free]
+        rows[0][f"{name}, clipped"] = ratio[held]
+        rows[1][name] = ours[free] - ours[held]
+        rows[2][name] = ours[held] - np.log10(CHANCE)
+    for axes, row, title in zip(
+        (against, itself, guess), rows,
+        ("RMSProp / the better SGD", "without clipping / with it", "clipped / a guess"),
+        strict=True,
+    ):  # fmt: skip
+        pictures.intervals(axes, row, lower_is_better)
+        axes.axvline(0, color=pictures.GREY, linewidth=0.8)
+        axes.set_title(f"loss after training, {title}", fontsize=10)
+        axes.set_xlabel("log10 of the ratio")
+    below.supxlabel(
+        "orange: lower; blue: higher; grey: the 95 % interval has 0", fontsize=9
+    )
 
 
 def summary(found: Found) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
+from ..lab import pictures
 from . import picture
 from .claim import Claim, summary_of
 from .contenders import CONTENDERS, OURS, SGD, grids
@@ -66,7 +67,7 @@ def draw(figure: Figure, found: Mapping[str, Sweep]) -> None:
         axes.set_xlabel("condition number")
     for axes in every[::2]:
         axes.set_ylabel("squared distance / start")
-    picture.legend(figure, every[0])
+    pictures.legend_below(figure, every[0])
 
 
 CLAIM = Claim(

@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..bench.statistics import LEVEL, interval
+from ..lab.statistics import LEVEL, interval
 
 MARGIN = math.log10(1.1)
 """What is better by less than a tenth is as good, in decades."""
@@ -16,9 +16,38 @@ RULE = (
     "A criterion is met where the confidence interval of its number (paired over "
     "seeds, 95 % for all criteria of the claim at once, by Bonferroni, unless its rule "
     "says otherwise) lies in the range that the claim needs; it is contradicted where "
-    "the interval is outside, and open where it overlaps. All met: holds. None: does "
-    "not hold. Otherwise: holds only when."
+    "the interval is outside, and open where it overlaps. All met: holds. All "
+    "contradicted: does not hold. Half or more open: open. Of those decided, three "
+    "quarters or more met: mostly holds; a quarter or fewer: mostly not; else: mixed."
 )
+
+OUTCOMES = ("met", "open", "contradicted")
+
+# Each verdict: its colour in a terminal.
+WORDS = {
+    "holds": "green",
+    "mostly holds": "green",
+    "mixed": "yellow",
+    "open": "",
+    "mostly not": "red",
+    "does not hold": "red",
+}
+
+
+def word(counts: Mapping[str, int]) -> str:
+    """Returns the verdict for how many criteria are met, open and contradicted."""
+    met, undecided, against = (counts[outcome] for outcome in OUTCOMES)
+    number = met + undecided + against
+    if met == number:
+        return "holds"
+    if against == number:
+        return "does not hold"
+    if 2 * undecided >= number:
+        return "open"
+    share = met / (met + against)
+    return (
+        "mostly holds" if share >= 0.75 else "mostly not" if share <= 0.25 else "mixed"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,35 +108,39 @@ class Statement:
         """Returns the verdict, with every criterion behind it."""
         level = LEVEL / len(self.criteria) if self.joint else LEVEL
         every = [c.judged(level) for c in self.criteria]
-        met = [c for c in every if c["outcome"] == "met"]
-        counts = {
-            outcome: sum(c["outcome"] == outcome for c in every)
-            for outcome in ("met", "open", "contradicted")
-        }
-        if len(met) == len(every):
-            verdict = "holds"
-        elif met:
-            verdict = "holds only when"
-        else:
-            verdict = "does not hold"
+        having = {o: [c for c in every if c["outcome"] == o] for o in OUTCOMES}
+        counts = {outcome: len(criteria) for outcome, criteria in having.items()}
         return {
             "claim": self.claim,
             "rule": self.rule,
-            "verdict": verdict,
-            "when": grouped(met) if verdict == "holds only when" else "",
-            "not_when": grouped(c for c in every if c["outcome"] == "contradicted"),
-            "open_when": grouped(c for c in every if c["outcome"] == "open"),
+            "verdict": word(counts),
+            "when": where(having["met"], every),
+            "not_when": where(having["contradicted"], every),
+            "open_when": where(having["open"], every),
             "counts": counts,
             "criteria": every,
         }
 
 
-def grouped(criteria: Iterable[dict[str, Any]]) -> str:
-    """Returns judged criteria in words, each group once."""
-    groups: dict[str, list[str]] = {}
-    for criterion in criteria:
-        groups.setdefault(criterion["group"], []).append(criterion["at"])
-    return "; ".join(f"{group}: {', '.join(ats)}" for group, ats in groups.items())
+def where(some: Sequence[Any], every: Sequence[Any]) -> str:
+    """Returns in words which judged criteria of all are meant, each group once.
+
+    Settings in a row are named by the ends of the row, where it is at an end of all.
+    """
+    words = []
+    for group in dict.fromkeys(criterion["group"] for criterion in some):
+        ats = [c["at"] for c in every if c["group"] == group]
+        named = [c["at"] for c in some if c["group"] == group]
+        if len(named) == len(ats):
+            said = f"{named[0]} to {named[-1]}" if len(ats) > 2 else ", ".join(named)
+        elif len(named) > 2 and named == ats[-len(named) :]:
+            said = f"{named[0]} and after"
+        elif len(named) > 2 and named == ats[: len(named)]:
+            said = f"up to {named[-1]}"
+        else:
+            said = ", ".join(named)
+        words.append(f"{group}: {said}")
+    return "; ".join(words)
 
 
 def better(group: str, ats: Sequence[str], samples: np.ndarray) -> list[Criterion]:

@@ -6,6 +6,16 @@ hyperparameters; `resume` fills a model's optimizer with it. `save` and `export`
 back; `translate` goes from one dialect to another, and `migrate` from one
 transformation of a run to another. `torch_to_flax` and `same` are rules for names and
 layouts.
+
+A run of torch goes on in a model of Flax NNX whose modules have torch's names::
+
+    restored = convert.load("run.pt", model)
+    optimizer = convert.resume(model, restored)
+
+Where names differ, or a Linear reads a flattened image of (channels, height, width)::
+
+    rule = convert.torch_to_flax({"conv": "features.0"}, {"fc/kernel": (4, 6, 6)})
+    restored = convert.load("run.pt", model, weights=rule)
 """
 
 from ._api import Restored as Restored
@@ -19,3 +29,17 @@ from ._origins import Place as Place
 from ._record import Group as Group
 from ._resume import resume as resume
 from ._translate import translate as translate
+
+__all__ = [
+    "Group",
+    "Place",
+    "Restored",
+    "export",
+    "load",
+    "migrate",
+    "resume",
+    "same",
+    "save",
+    "torch_to_flax",
+    "translate",
+]

@@ -1,49 +1,18 @@
-"""Files that are complete or not there, and no larger than they say."""
+"""Files that are no larger than they say, and are what their names say."""
 
 import contextlib
-import importlib
 import io
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .._files import needed as needed
+from .._files import replacing as replacing
+
 # Unpacked, a file may have this many times its bytes, or this many bytes at all.
 GROWTH, SMALL = 20, 1 << 26
-
-
-@contextlib.contextmanager
-def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary path in the target's folder, and moves it there at the end.
-
-    If the block raises, the target is as it was and nothing is left behind.
-
-    Raises:
-      FileNotFoundError: if the folder is not there.
-      ValueError: if the target is there and is no regular file.
-    """
-    path = Path(os.path.realpath(target))  # a link stays one
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {path.parent}: make it first.")
-    if path.exists() and not path.is_file():
-        raise ValueError(
-            f"{path} is a folder, a pipe or a device; only regular files are replaced: "
-            "give another path."
-        )
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()
-        temporary.chmod(mode)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -117,27 +86,9 @@ def rezipped(path: Path, old: bytes, new: Mapping[str, bytes]) -> None:
             )
 
 
-def needed(module: str, what: str, install: str) -> Any:
-    """Returns a module that is not a dependency of the package.
-
-    Raises:
-      ImportError: that says what needs it and how to install it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{what} needs {module}: pip install {install}") from error
-
-
 def nest(content: dict[Any, Any], path: list[Any], value: Any) -> None:
     """Puts a value into nested dictionaries, making those on its path."""
     *parents, last = path
     for key in parents:
         content = content.setdefault(key, {})
     content[last] = value
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

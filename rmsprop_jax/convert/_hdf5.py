@@ -8,8 +8,6 @@ from typing import Any
 
 from . import _files
 
-_EXTRA = "'rmsprop-jax[convert]'"
-
 
 @contextlib.contextmanager
 def opened(file: Path | io.BytesIO, name: str, mode: str = "r") -> Iterator[Any]:
@@ -24,7 +22,7 @@ def opened(file: Path | io.BytesIO, name: str, mode: str = "r") -> Iterator[Any]
       ImportError: if h5py is not installed.
       ValueError: if it refers to other files, or would become too large in memory.
     """
-    h5py = _files.needed("h5py", f"Opening {name}", _EXTRA)
+    h5py = _files.needed("h5py", f"Opening {name}", extra="convert")
     is_bytes = isinstance(file, io.BytesIO)
     stored = file.getbuffer().nbytes if is_bytes else file.stat().st_size
     with h5py.File(file, mode) as content:

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from .. import _checks, storage
+from .. import _checks, _store
 from . import _adam, _restored
 from ._elements import has_counts, nodes, steps_done, with_others
 from ._memory import in_default_memory, in_memory_of
@@ -116,9 +116,9 @@ def migrate(
         ("old_nu_dtype", old_nu_dtype, "state", given),
         ("nu_dtype", nu_dtype, "tx", fresh),
     ):
-        form = storage.as_format(name, dtype, unsigned=True)
+        form = _store.as_format(name, dtype, unsigned=True)
         nus = [x.nu for _, x in nodes(tree) if getattr(x, "nu", None) is not None]
-        storage.same(name, form, what, nus)
+        _store.same(name, form, what, nus)
     names = _checked_names(state, target)
     _check_momentum(state, target)
     if any("WithCount" in type(x).__name__ for _, x in (*nodes(state), *nodes(target))):

@@ -10,7 +10,6 @@ import numpy as np
 from . import _files
 from ._record import Group, Record, Slots, is_schedule, maker
 
-_EXTRA = "'rmsprop-jax[convert]'"
 _KEY = "rmsprop_jax"
 
 
@@ -21,7 +20,7 @@ def read(path: Any) -> Record:
       ValueError: if its description is damaged.
     """
     name = Path(path).name
-    safetensors = _files.needed("safetensors", f"Reading {name}", _EXTRA)
+    safetensors = _files.needed("safetensors", f"Reading {name}", extra="convert")
     with safetensors.safe_open(Path(path), "np") as file:
         about = _described(name, (file.metadata() or {})[_KEY])
         arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -101,7 +100,9 @@ def _described(name: str, text: str) -> dict[str, Any]:
 
 def save(path: Any, record: Record) -> None:
     """Writes a record; schedules become arguments that the file lacks."""
-    numpy = _files.needed("safetensors.numpy", f"Writing {Path(path).name}", _EXTRA)
+    numpy = _files.needed(
+        "safetensors.numpy", f"Writing {Path(path).name}", extra="convert"
+    )
     groups, missing = [], list(record.missing)
     for group in record.groups:
         kept = {}
@@ -143,7 +144,9 @@ def save(path: Any, record: Record) -> None:
 
 def is_ours(path: Any) -> bool:
     """Whether a .safetensors file is one of these."""
-    safetensors = _files.needed("safetensors", f"Reading {Path(path).name}", _EXTRA)
+    safetensors = _files.needed(
+        "safetensors", f"Reading {Path(path).name}", extra="convert"
+    )
     with safetensors.safe_open(Path(path), "np") as file:
         return _KEY in (file.metadata() or {})
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .. import _leaves, dialects, storage
+from .. import _leaves, _store, dialects
 from .._rmsprop import rmsprop
 from .._state import RmsState
 
@@ -25,7 +25,7 @@ _OPTAX_STATES: Any = tuple(
     for corrected in (False, True)
 )
 STATES = (RmsState, *_OPTAX_STATES)
-_WIDE = storage.Format()
+_WIDE = _store.Format()
 # What has accumulators of parameters, and what else RMSProp's chain keeps.
 ACCUMULATING: Any = (*STATES, optax.TraceState)
 KINDS: Any = (*ACCUMULATING, optax.ScaleByScheduleState)
@@ -349,25 +349,25 @@ def _signed(buffer: Any, dialect: str, group: Group) -> Any:
     return -buffer if steps and arguments.get("learning_rate") is not None else buffer
 
 
-def _form_of(node: Any, group: Group | None = None) -> storage.Format:
+def _form_of(node: Any, group: Group | None = None) -> _store.Format:
     """Returns the form of a state's nu; where it does not say, as in 0.1, a group's."""
     lowest = getattr(node, "lowest", None)
     if lowest is not None:
-        return storage.Format(lowest=lowest)
+        return _store.Format(lowest=lowest)
     dtype = None if group is None else group.hyperparameters.get("nu_dtype")
-    return storage.as_format("nu_dtype", dtype, unsigned=True)
+    return _store.as_format("nu_dtype", dtype, unsigned=True)
 
 
-def _value(stored: Any, form: storage.Format = _WIDE) -> np.ndarray:
+def _value(stored: Any, form: _store.Format = _WIDE) -> np.ndarray:
     """Returns the value of an accumulator in double precision."""
-    wide = storage.read(stored, _leaves.arithmetic_dtype(stored), form.lowest)
+    wide = _store.read(stored, _leaves.arithmetic_dtype(stored), form.lowest)
     return np.asarray(wide, np.complex128 if np.iscomplexobj(wide) else np.float64)
 
 
-def _like(value: Any, leaf: Any, form: storage.Format = _WIDE) -> Any:
+def _like(value: Any, leaf: Any, form: _store.Format = _WIDE) -> Any:
     """Returns a value in the form of a leaf that it replaces, where that is."""
     if leaf.dtype.itemsize <= 2:
-        value = storage.nearest(value, leaf, form)
+        value = _store.nearest(value, leaf, form)
     return placed(value, leaf)
 
 

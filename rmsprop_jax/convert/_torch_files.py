@@ -100,9 +100,7 @@ def _load_folder(folder: Path) -> dict[str, Any]:
         files = {Path(name).name for name in shards.values()}  # none of other folders
     else:
         files = {"model.safetensors"} & {file.name for file in folder.iterdir()}
-    numpy = _files.needed(
-        "safetensors.numpy", f"Reading {folder}", "'rmsprop-jax[convert]'"
-    )
+    numpy = _files.needed("safetensors.numpy", f"Reading {folder}", extra="convert")
     shards, model = {}, {}
     for name in sorted(files):
         found = numpy.load_file(folder / name)
@@ -115,9 +113,7 @@ def _load_folder(folder: Path) -> dict[str, Any]:
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:
-    safetensors = _files.needed(
-        "safetensors", f"Reading {path.name}", "'rmsprop-jax[convert]'"
-    )
+    safetensors = _files.needed("safetensors", f"Reading {path.name}", extra="convert")
     content: dict[str, Any] = {SORTED: True}
     with safetensors.safe_open(path, "np") as file:
         metadata = file.metadata() or {}
@@ -155,9 +151,7 @@ def save(path: Any, content: Mapping[str, Any]) -> None:
 def _save_folder(
     folder: Path, content: Mapping[str, Any], shards: Mapping[str, str]
 ) -> None:
-    numpy = _files.needed(
-        "safetensors.numpy", f"Writing {folder}", "'rmsprop-jax[convert]'"
-    )
+    numpy = _files.needed("safetensors.numpy", f"Writing {folder}", extra="convert")
     for name in set(shards.values()):
         arrays = {
             key: np.array(value, order="C")  # it writes the memory of any other
@@ -184,9 +178,7 @@ def _save_zip(path: Path, content: Mapping[str, Any], old: bytes) -> None:
 
 
 def _save_safetensors(path: Path, content: Mapping[str, Any]) -> None:
-    numpy = _files.needed(
-        "safetensors.numpy", f"Writing {path.name}", "'rmsprop-jax[convert]'"
-    )
+    numpy = _files.needed("safetensors.numpy", f"Writing {path.name}", extra="convert")
     arrays, metadata = {}, {}
     for key, value in flat(content):
         if key.rpartition(".")[2] == "param_groups":

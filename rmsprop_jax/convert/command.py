@@ -234,9 +234,7 @@ def _shapes(path: str) -> dict[str, Any]:
 
 def _leaves_in(path: str) -> Any:
     if path.endswith(".safetensors"):
-        numpy = _files.needed(
-            "safetensors.numpy", f"Reading {path}", "'rmsprop-jax[convert]'"
-        )
+        numpy = _files.needed("safetensors.numpy", f"Reading {path}", extra="convert")
         return numpy.load_file(path)
     return _optax.load(path)
 

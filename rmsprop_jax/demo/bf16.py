@@ -1,30 +1,33 @@
 """The task `bf16`: what rounding to 16 bits costs, and what `round_params` does."""
 
-import argparse
 import dataclasses
-import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from .. import rmsprop
 from ..diagnostics import best_rate
+from ..lab.master import with_master_weights
+from ..lab.models import mlp
+from ..lab.program import Contender, cosine
+from ..lab.progress import Show
+from ..lab.tasks import Task, digits, learning
+from ..lab.training import keys_of, train
 from ..storage import sizes
-from .master import with_master_weights
-from .narrow import POINTS, Form, Net, training
-from .progress import Observer
-from .report import at_edge_of
-from .tasks import digits
+from .sweeps import note
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 """The third is the best of the default command."""
 
 WIDTHS = (64, 48, 10)
 """Of the layers: images of 8 × 8 pixels to 10 classes."""
+
+POINTS = 5
+"""Points of a curve, besides the one before training."""
 
 MASTER = "float32 master weights"
 
@@ -65,7 +68,7 @@ class Found:
 
     def is_at_edge(self, name: str) -> bool:
         """Whether that is the first or the last rate."""
-        return at_edge_of(self.best(name), self.learning_rates)
+        return self.best(name) in (0, len(self.learning_rates) - 1)
 
     def differences(self, name: str) -> np.ndarray:
         """Returns test losses less those of master weights [seeds], in percent."""
@@ -84,48 +87,34 @@ class Found:
         )
 
 
-def contenders(decay: float, eps: float) -> dict[str, Form]:
+def contenders(decay: float, eps: float) -> dict[str, Contender]:
     """Returns RMSProp on bfloat16 parameters in every form, and on float32 ones."""
     ours = partial(rmsprop, decay=decay, eps=eps)
+    narrow = partial(Contender, dtype="bfloat16")
     return {
-        "optax.rmsprop": Form(lambda rate, _: optax.rmsprop(rate, decay, eps)),
-        "rmsprop_jax.rmsprop": Form(lambda rate, _: ours(rate)),
-        "round_params='stochastic'": Form(
+        "optax.rmsprop": narrow(lambda rate, _: optax.rmsprop(rate, decay, eps)),
+        "rmsprop_jax.rmsprop": narrow(lambda rate, _: ours(rate)),
+        "round_params='stochastic'": narrow(
             lambda rate, _: ours(rate, round_params="stochastic")
         ),
-        "round_params='remainder'": Form(
+        "round_params='remainder'": narrow(
             lambda rate, _: ours(rate, round_params="remainder")
         ),
-        "the same, nu_dtype='uint8'": Form(
+        "the same, nu_dtype='uint8'": narrow(
             lambda rate, _: ours(rate, round_params="remainder", nu_dtype="uint8")
         ),
-        MASTER: Form(lambda rate, _: with_master_weights(ours(rate))),
-        "float32 throughout": Form(lambda rate, _: ours(rate), "float32"),
+        MASTER: narrow(lambda rate, _: with_master_weights(ours(rate))),
+        "float32 throughout": Contender(lambda rate, _: ours(rate)),
     }
 
 
-def net() -> Net:
-    """Returns a fully connected net."""
-
-    def init(key: jax.Array) -> Any:
-        keys = jax.random.split(key, len(WIDTHS) - 1)
-        pairs = zip(keys, WIDTHS[:-1], WIDTHS[1:], strict=True)
-        return [
-            {"w": jnp.sqrt(2 / m) * jax.random.normal(k, (m, n)), "b": jnp.zeros(n)}
-            for k, m, n in pairs
-        ]
-
-    def apply(layers: Any, images: jax.Array) -> jax.Array:
-        x = images.reshape(images.shape[0], -1)
-        for layer in layers[:-1]:
-            x = jax.nn.relu(x @ layer["w"] + layer["b"])
-        return x @ layers[-1]["w"] + layers[-1]["b"]
-
-    return Net(init, apply)
+def task() -> Task:
+    """Returns the digits with a fully connected net."""
+    return dataclasses.replace(digits(), net=mlp(*WIDTHS))
 
 
 def measure(
-    options: argparse.Namespace, steps: int, batch_size: int, observer: Observer
+    options: Mapping[str, Any], steps: int, batch_size: int, show: Show
 ) -> Found:
     """Trains every contender at every rate and seed, in one program.
 
@@ -133,49 +122,41 @@ def measure(
       options: those of the command.
       steps: updates of a run where they have none.
       batch_size: likewise.
-      observer: opens the display.
+      show: opens the display.
     """
-    began = time.perf_counter()
-    decay, seeds, rates = options.decay, options.seeds, options.lrs or RATES
-    task, forms = digits(), contenders(decay, options.eps)
-    steps, batch_size = options.steps or steps, options.batch_size or batch_size
-    points = next(n for n in range(POINTS, 0, -1) if steps % n == 0)
-    splits = {name: getattr(task, name) for name in ("train", "validation", "test")}
-    run = training(net(), forms, splits, steps, batch_size, points)
-    keys = jax.vmap(jax.random.key)(jnp.tile(jnp.arange(seeds), len(rates)))
-    arguments = (jnp.repeat(jnp.asarray(rates), seeds), keys, jnp.float32(decay))
-    with observer("bf16", steps) as on_progress:
-        program = run.lower(*arguments).compile()
-        compiled = time.perf_counter()
-        found = jax.tree.map(np.asarray, program(*arguments))
-        losses = {
-            name: found["validation_loss"][:, i].reshape(-1, len(rates), seeds)
-            for i, name in enumerate(forms)
-        }
-        on_progress(steps, losses[MASTER][-1])
-    at_best = {
-        name: {
-            key: found[key][i].reshape(len(rates), seeds)[best_rate(losses[name][-1])]
-            for key in ("test_loss", "test_accuracy")
-        }
-        for i, name in enumerate(forms)
-    }
-    shapes = jax.eval_shape(net().init, keys[0])
-    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    decay, rates = options["decay"], options["lrs"] or RATES
+    steps, batch_size = options["steps"] or steps, options["batch_size"] or batch_size
+    problem = learning(
+        task(), steps, batch_size, epochs=False, dtype="bfloat16", schedule=cosine
+    )
+    forms = contenders(decay, options["eps"])
+    number = next(n for n in range(POINTS, 0, -1) if steps % n == 0)
+    with show("bf16", steps) as on_step:
+        found = train(
+            problem, forms, [0.0], dict.fromkeys(forms, rates),
+            keys_of(range(options["seeds"])), np.arange(number + 1) * (steps // number),
+            lambda step, values: on_step(step, note({MASTER: values[MASTER]})),
+        )  # fmt: skip
+        losses = {name: values[:, 0] for name, values in found.values.items()}
+        tested = found.report(
+            {name: [best_rate(curve[-1])] for name, curve in losses.items()}
+        )
     return Found(
         learning_rates=np.asarray(rates, float), steps=steps, batch_size=batch_size,
-        decay=decay, parameters=count, validation_loss=losses,
-        test_loss={name: at["test_loss"] for name, at in at_best.items()},
-        test_accuracy={name: at["test_accuracy"] for name, at in at_best.items()},
+        decay=decay, parameters=found.parameters, validation_loss=losses,
+        test_loss={name: of["test_loss"][0] for name, of in tested.items()},
+        test_accuracy={name: of["test_accuracy"][0] for name, of in tested.items()},
         bytes_per_parameter={
-            name: _bytes(form, shapes) / count for name, form in forms.items()
+            name: _bytes(form) / found.parameters for name, form in forms.items()
         },
-        seconds=time.perf_counter() - began, compile_seconds=compiled - began,
+        seconds=found.compile_seconds + found.seconds,
+        compile_seconds=found.compile_seconds,
     )  # fmt: skip
 
 
-def _bytes(form: Form, shapes: Any) -> int:
+def _bytes(form: Contender) -> int:
     """Returns what parameters and optimizer take, but for its scalars."""
+    shapes = jax.eval_shape(task().net.init, jax.random.key(0))
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, form.dtype), shapes)
     state = jax.eval_shape(form.make(1e-3, None).init, params)
     arrays = [x for x in jax.tree.leaves((params, state)) if x.ndim]

@@ -19,3 +19,21 @@ from ._values import values as values
 from ._watch import ALSO as ALSO
 from ._watch import WatchState as WatchState
 from ._watch import watch as watch
+
+__all__ = [
+    "ALSO",
+    "QUANTILES",
+    "Diagnostics",
+    "Sweep",
+    "Values",
+    "WatchState",
+    "best_rate",
+    "names",
+    "picture",
+    "rate_picture",
+    "sweep_rates",
+    "table",
+    "to_log",
+    "values",
+    "watch",
+]

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _checks
-from ..convert._files import needed
+from .._files import needed
 from ._finder import Sweep, tail
-from ._show import INSTALL, labels_of, leaf_names
+from ._show import labels_of, leaf_names
 from ._values import QUANTILES, Diagnostics
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 LINES = 8
 """Leaves that one frame can tell apart as lines; more are a map of colours."""
 
-# Colours of Okabe and Ito, which colour-blind people can tell apart.
-_COLOURS = (
+# Of Okabe and Ito, which colour-blind people can tell apart: all pictures have these.
+COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444",
     "#8C6BB1",
 )  # fmt: skip
@@ -49,7 +49,7 @@ def picture(
       ImportError: without matplotlib.
       ValueError: if the history is empty, or not of this state.
     """
-    whole = needed("matplotlib.figure", "A picture of diagnostics", INSTALL).Figure
+    whole = needed("matplotlib.figure", "A picture of diagnostics", extra="demo").Figure
     if isinstance(history, Diagnostics):
         rates = history.leaves.effective_rate
     elif history:
@@ -84,7 +84,7 @@ def picture(
     title = f"effective learning rate α/(√ν + ε): {labels[order[centre]]}"
     if len(leaves) <= LINES:
         for i, name in enumerate(leaves):
-            colour = _COLOURS[i]
+            colour = COLOURS[i]
             axes.plot(at, middle[:, i], color=colour, label=name, linewidth=1.8)
             axes.fill_between(
                 at, low[:, i], high[:, i], color=colour, alpha=0.15, linewidth=0
@@ -127,8 +127,10 @@ def rate_picture(sweep: Sweep) -> "Figure":
       ImportError: without matplotlib.
     """
     _checks.instance("sweep", sweep, Sweep, "what `sweep_rates` returned")
-    figure_module = needed("matplotlib.figure", "A picture of a sweep", INSTALL)
-    colours = needed("matplotlib", "A picture of a sweep", INSTALL).colormaps["viridis"]
+    figure_module = needed("matplotlib.figure", "A picture of a sweep", extra="demo")
+    colours = needed("matplotlib", "A picture of a sweep", extra="demo").colormaps[
+        "viridis"
+    ]
     figure = figure_module.Figure(figsize=(10.5, 4.3), dpi=130, layout="constrained")
     by_rate, by_step = figure.subplots(1, 2, sharey=True)
     order = np.argsort(sweep.rates)

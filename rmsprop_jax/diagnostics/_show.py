@@ -8,14 +8,12 @@ import numpy as np
 from jax.core import Tracer
 
 from .. import _checks
-from ..convert._files import needed
+from .._files import needed
 from ._trees import field_of, names, nodes, pure, state_in
 from ._values import QUANTILES, Diagnostics, Values
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-INSTALL = "'rmsprop-jax[demo]'"
 
 # By field: the header of its column.
 _HEADERS = {
@@ -100,24 +98,25 @@ def table(
       ImportError: without rich.
       ValueError: as `to_log`.
     """
-    made = needed("rich.table", "A table of diagnostics", INSTALL).Table
+    made = needed("rich.table", "A table of diagnostics", extra="demo").Table
     rows = _rows(state, values)
     total = rows["total"]._asdict()
     shown = made(
         title="effective learning rates, by their quantiles, and what else is to know",
         title_justify="left", title_style="",
-        box=needed("rich.box", "A table of diagnostics", INSTALL).SIMPLE_HEAD,
+        box=needed("rich.box", "A table of diagnostics", extra="demo").SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
     )  # fmt: skip
     shown.add_column("leaf", no_wrap=True)
     fields = [field for field in _HEADERS if total[field] is not None]
     labels = labels_of(quantiles, total["effective_rate"])
     for header in [*labels, *(_HEADERS[field] for field in fields)]:
-        shown.add_column(header, justify="right")
+        # Folded where it is too narrow: a number without its exponent is another one.
+        shown.add_column(header, justify="right", overflow="fold")
     for name, row in rows.items():
         if name == "total":
             shown.add_section()
-        cells = [f"{rate:.1e}" for rate in row.effective_rate]
+        cells = [_scientific(rate, 1) for rate in row.effective_rate]
         cells += [_cell(field, getattr(row, field)) for field in fields]
         shown.add_row(name, *cells)
     return shown
@@ -177,4 +176,9 @@ def labels_of(quantiles: Sequence[float], rates: Any) -> list[str]:
 def _cell(field: str, value: Any) -> str:
     if field in _FRACTIONS:
         return f"{100 * value:.3g} %"
-    return f"{value:,.0f}" if field in _COUNTS else f"{value:.2e}"
+    return f"{value:,.0f}" if field in _COUNTS else _scientific(value, 2)
+
+
+def _scientific(value: Any, digits: int) -> str:
+    """Returns 1.6e-2, a digit shorter than Python has it."""
+    return f"{value:.{digits}e}".replace("e-0", "e-").replace("e+0", "e+")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .. import storage
+from .. import _store, storage
 
 OCTAVES = 32
 """Of √ν, each of which is two exponents of ν. More would not fit the registers."""
@@ -122,7 +122,7 @@ def spectrum(
 
 def in_float32(stored: jax.Array, lowest: Any) -> jax.Array:
     """Returns the values of a `nu`, as float32."""
-    form = storage.Format(lowest=lowest)
+    form = _store.Format(lowest=lowest)
     return storage.decode(stored, form).astype(jnp.float32)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .. import _checks, _leaves, storage
+from .. import _checks, _leaves, _store, storage
 from ._spectrum import in_float32, spectrum
 from ._trees import accumulators, beside, bytes_by_leaf, refuse_padding, state_in
 
@@ -74,9 +74,11 @@ def values(
     nu_dtype: Any = None,
     quantiles: Sequence[float] = QUANTILES,
 ) -> Diagnostics:
-    r"""Returns what a state of RMSProp, and a step with it, say in a few scalars.
+    """Returns what a state of RMSProp, and a step with it, say in a few scalars.
 
-    .. math:: \alpha_i = \alpha / (\sqrt{\nu_i + \epsilon_\text{root}} + \epsilon)
+    ::
+
+        α / √(ν + eps)               (eps_in_sqrt; otherwise α / (√ν + eps))
 
     These are the effective learning rates. `nu` is read once: its elements are counted
     between powers of 4, which integer comparisons of their exponents do, in one
@@ -135,11 +137,11 @@ def values(
         raise ValueError(f"`eps` must be one number, got shape {jnp.shape(eps)}.")
     _checks.flag("eps_in_sqrt", eps_in_sqrt)
     _checks.hyperparameter("learning_rate", learning_rate, "finite")
-    form = storage.as_format("nu_dtype", nu_dtype, unsigned=True)
+    form = _store.as_format("nu_dtype", nu_dtype, unsigned=True)
     wanted = checked_quantiles(quantiles)
     state = state_in(state)
     nus, mus, lowest = accumulators(state, with_classes=True)
-    storage.same("nu_dtype", form, "state", nus)
+    _store.same("nu_dtype", form, "state", nus)
     given = {"gradients": gradients, "updates": updates, "params": params}
     seen = {
         what: list(beside(what, tree, nus).values())

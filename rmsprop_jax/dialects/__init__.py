@@ -49,6 +49,26 @@ from ._torch import mlx as mlx
 from ._torch import sb3 as sb3
 from ._torch import torch as torch
 
+__all__ = [
+    "DIALECTS",
+    "bitsandbytes",
+    "graves",
+    "hinton",
+    "impala",
+    "jax_example",
+    "keras",
+    "mlx",
+    "nature_dqn",
+    "optax",
+    "paddle",
+    "sb3",
+    "table",
+    "tf1",
+    "tf_keras",
+    "timm",
+    "torch",
+]
+
 DIALECTS = {
     dialect.__name__: dialect
     for dialect in (

@@ -15,12 +15,13 @@ from ._zero_state import init_outside, names
 def zero(
     tx: optax.GradientTransformation, axis_name: str | tuple[str, ...]
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Splits the state of `tx` over the devices that share the data (ZeRO, stage 1).
+    """Splits the state of `tx` over the devices that share the data (ZeRO, stage 1).
 
-    .. math::
-      g &= \text{reduce-scatter}(g_\text{local}) / N \\
-      u, s &= \text{update}(g, s, \theta_\text{part}) \\
-      u &= \text{all-gather}(u)
+    ::
+
+        g = reduce-scatter(local g) / N
+        u, state = update(g, state, its part of θ)
+        u = all-gather(u)
 
     For use inside `jax.shard_map`, with gradients of each device's own examples: their
     mean is taken here. Each parameter counts as flat and padded to a multiple of
@@ -120,9 +121,11 @@ def zero(
 def clip_by_global_norm(
     max_norm: jax.typing.ArrayLike, axis_name: str | tuple[str, ...]
 ) -> optax.GradientTransformation:
-    r"""Scales gradients whose norm is above a maximum.
+    """Scales gradients whose norm is above a maximum.
 
-    .. math:: g \leftarrow g \cdot \min(1, \text{max\_norm} / \|g\|)
+    ::
+
+        g ← g·min(1, max_norm / ‖g‖)
 
     It is `optax.clip_by_global_norm` with its argument checked: inside of `zero` that
     has the norm of all parts.

@@ -347,13 +347,41 @@ def run(runner, options, params, grads, rates=None):
     return np.array(path), {name: flat(x) for name, x in accumulators().items()}
 
 
-def record(case):
+def record(case, of_steps=rates):
     """Runs a case with the framework itself."""
     runner = RUNNERS[case["framework"]]
     if case.get("hyper_as_python_float"):
         runner = functools.partial(runner, hyper_as_python_float=True)
-    path, ends = run(runner, case["native_kwargs"], *stream(case), rates(case))
+    path, ends = run(runner, case["native_kwargs"], *stream(case), of_steps(case))
     return path, {name: ends[name] for name in case["accumulators"]}
+
+
+def new_rates(case):
+    """The learning rates of a first recording: its schedule as torch's runs have it."""
+    if case["schedule"] == "const":
+        return None
+    like = next(
+        other
+        for other in CASES
+        if other["framework"] == "torch" and other["schedule"] == case["schedule"]
+    )
+    return rates(like) / first_rate(like) * first_rate(case)
+
+
+def first_rate(case):
+    return next(case["native_kwargs"][n] for n in RATES if n in case["native_kwargs"])
+
+
+def record_new(framework, folder=FOLDER):
+    """Records the cases of a framework that has no file yet."""
+    named = {}
+    for case in (case for case in CASES if case["framework"] == framework):
+        path, ends = record(case, new_rates)
+        named |= {f"{case['id']}|{name}": end for name, end in ends.items()}
+        named[f"{case['id']}|params"] = path
+        if case["schedule"] != "const":
+            named[f"{case['id']}|lr"] = new_rates(case)
+    write_npz(folder / f"{framework}.npz", named)
 
 
 def differences(case, path, ends):
@@ -379,7 +407,11 @@ def main():
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", action="store_true", help="compare with the files")
     action.add_argument("--write", action="store_true", help="rewrite the file")
+    action.add_argument("--new", action="store_true", help="make the first file")
     arguments = parser.parse_args()
+    if arguments.new:
+        record_new(arguments.framework)
+        return
     named, errors = dict(arrays(arguments.framework)), {}
     for case in CASES:
         if case["framework"] == arguments.framework:

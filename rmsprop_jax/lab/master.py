@@ -1,4 +1,4 @@
-"""The usual way to train in 16 bits, as what the demo and the claims compare with."""
+"""The usual way to train in 16 bits: float32 weights beside the parameters."""
 
 from typing import Any, NamedTuple
 

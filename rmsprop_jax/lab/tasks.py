@@ -1,16 +1,18 @@
-"""The two tasks: fixed splits of real data, a model, a loss and an accuracy."""
+"""What nets learn: fixed splits of real data, a net, a loss and an accuracy."""
 
 import collections
 import dataclasses
 import platform
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from .models import CharacterGRU, DigitsNet
+from .models import CharacterGRU, CharacterTransformer, DigitsNet, Net, of_module
+from .program import Problem
 
 WINDOW = 24
 """Characters that the GRU predicts in a row."""
@@ -33,13 +35,12 @@ class Task:
 
     Attributes:
       name: the name on the command line.
-      title: model and data in words.
+      title: net and data in words.
       unit: what one prediction is about.
       train: the examples to train on.
       validation: those to choose the learning rate on.
       test: those to report on.
-      make_model: a new model whose state is `nnx.Param` alone, from `nnx.Rngs`; it
-        maps inputs to logits.
+      net: maps inputs to logits.
     """
 
     name: str
@@ -48,7 +49,78 @@ class Task:
     train: Split
     validation: Split
     test: Split
-    make_model: Callable[[nnx.Rngs], Callable[[jax.Array], jax.Array]]
+    net: Net
+
+
+def learning(
+    task: Task,
+    steps: int,
+    batch_size: int,
+    *,
+    epochs: bool = True,
+    dtype: str = "float32",
+    **options: Any,
+) -> Problem:
+    """Returns a task as a problem whose measure is the validation loss.
+
+    Its report, for examples that chose nothing, is "test_loss" and "test_accuracy".
+
+    Args:
+      task: what to learn.
+      steps: updates of a run.
+      batch_size: examples of a step.
+      epochs: whether batches go through every example before any comes again; each is
+        drawn by itself otherwise.
+      dtype: what initial parameters are rounded to, for all contenders alike.
+      options: others of `Problem`, such as its schedule.
+    """
+    arrays = {
+        name: (jnp.asarray(split.inputs), jnp.asarray(split.targets))
+        for name, split in (
+            ("train", task.train), ("validation", task.validation), ("test", task.test),
+        )
+    }  # fmt: skip
+    examples = len(task.train.inputs)
+
+    def start(setting: Any, key: jax.Array) -> Any:
+        params = jax.tree.map(
+            lambda x: x.astype(dtype).astype(x.dtype), task.net.init(key)
+        )
+        return params, shuffled(key, examples, batch_size, steps) if epochs else ()
+
+    def of(params: Any, inputs: jax.Array, targets: jax.Array) -> Any:
+        if jnp.issubdtype(inputs.dtype, jnp.floating):
+            inputs = inputs.astype(jax.tree.leaves(params)[0].dtype)
+        return metrics(task.net.apply(params, inputs).astype(jnp.float32), targets)
+
+    def loss(world: Any, params: Any, key: jax.Array, step: jax.Array) -> jax.Array:
+        inputs, targets = arrays["train"]
+        chosen = world[step] if epochs else drawn(key, step, batch_size, examples)
+        return of(params, inputs[chosen], targets[chosen])[0]
+
+    def measure(world: Any, params: Any, key: jax.Array, step: jax.Array) -> jax.Array:
+        return of(params, *arrays["validation"])[0]
+
+    def report(world: Any, params: Any) -> dict[str, jax.Array]:
+        test_loss, test_accuracy = of(params, *arrays["test"])
+        return {"test_loss": test_loss, "test_accuracy": test_accuracy}
+
+    return Problem(start, loss, measure, steps, report=report, **options)
+
+
+def shuffled(key: jax.Array, examples: int, batch_size: int, steps: int) -> jax.Array:
+    """Returns indices [steps, batch_size]: epoch after epoch, each shuffled."""
+    epochs = jnp.arange(-(-steps * batch_size // examples))
+    orders = jax.vmap(
+        lambda epoch: jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+    )(epochs)
+    return orders.ravel()[: steps * batch_size].reshape(steps, batch_size)
+
+
+def drawn(key: jax.Array, step: jax.Array, batch_size: int, examples: int) -> jax.Array:
+    """Returns indices [batch_size] of a step, drawn with replacement."""
+    key = jax.random.fold_in(key, step)
+    return jax.random.randint(key, (batch_size,), 0, examples)
 
 
 def metrics(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -83,7 +155,7 @@ def digits() -> Task:
         train=train,
         validation=validation,
         test=test,
-        make_model=lambda rngs: DigitsNet(rngs=rngs),
+        net=of_module(DigitsNet),
     )
 
 
@@ -110,11 +182,25 @@ def text() -> Task:
         train=train,
         validation=Split(validation.inputs[:128], validation.targets[:128]),
         test=Split(test.inputs[:1024], test.targets[:1024]),
-        make_model=lambda rngs: CharacterGRU(VOCABULARY, rngs=rngs),
+        net=of_module(partial(CharacterGRU, VOCABULARY)),
     )
 
 
-TASKS: dict[str, Callable[[], Task]] = {"digits": digits, "text": text}
+def transformer() -> Task:
+    """Returns the text with a small transformer for the GRU, and fewer tests."""
+    task = text()
+    return dataclasses.replace(
+        task,
+        name="transformer",
+        title=task.title.replace("GRU", "transformer"),
+        test=Split(task.test.inputs[:512], task.test.targets[:512]),
+        net=of_module(partial(CharacterTransformer, VOCABULARY, WINDOW)),
+    )
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "digits": digits, "text": text, "transformer": transformer,
+}  # fmt: skip
 
 
 def _python_topics() -> str:

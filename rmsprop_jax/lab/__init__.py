@@ -1,0 +1,1 @@
+"""What the experiments of `demo`, `bench` and `claims` are made of."""
