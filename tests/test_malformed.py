@@ -371,7 +371,7 @@ def each(name, call, *values, **keywords):
     ]
 
 
-# Before these were written, 98 of the 230 raised an error without the name, or none.
+# Before these were written, 99 of the 231 raised an error without the name, or none.
 CALLS += [
     *each("seed", narrow, "x", 1.5, True, None, jnp.ones(2, int), key="seed"),
     *each("round_params", partial(rmsprop, 0.1), "near", 2, W, key="round_params"),
@@ -468,6 +468,7 @@ CALLS += [
     *each("state", diagnostics.to_log, STATE, None, {}),
     *each("values", partial(diagnostics.to_log, STATE), 3, {"a": 1}, OTHERS),
     *each("values", partial(diagnostics.table, STATE), 3, STATE, OTHERS),
+    ("values", lambda: jax.jit(diagnostics.to_log)(WATCHED)),
     *each("prefix", partial(diagnostics.to_log, WATCHED), 3, None, key="prefix"),
     *each(
         "quantiles", partial(diagnostics.to_log, WATCHED), (0.5,), 3, key="quantiles"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from .. import _checks
 from .._files import needed
@@ -138,6 +139,11 @@ def _rows(state: Any, values: Any) -> dict[str, Values]:
         # What `nnx.state` returns has no classes.
         values = Diagnostics(*(Values(**values[x]) for x in Diagnostics._fields))
     _checks.instance("values", values, Diagnostics, "what `diagnostics.values` returns")
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(values)):
+        raise TypeError(
+            "`values` are traced, and have no numbers yet: return them from the "
+            "compiled function, and show them outside of it."
+        )
     leaves, total = jax.device_get(tuple(values))
     called = leaf_names(state)
     if np.shape(total.state_bytes) or len(leaves.state_bytes) != len(called):

@@ -1,5 +1,6 @@
 """`nu` counted by octaves in one pass, and what its quantiles are from that."""
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -42,17 +43,24 @@ class Spectrum(NamedTuple):
     largest: jax.Array
 
     def quantiles(self, q: jax.Array, sizes: jax.Array) -> jax.Array:
-        """Returns quantiles [leaves, q] of ν: log ν is linear within an octave."""
+        """Returns quantiles [leaves, q] of ν: log ν is linear within an octave.
 
-        def of_one(at_least: Any, smallest: Any, largest: Any, size: Any) -> jax.Array:
-            last = size - 1
-            below = jnp.minimum(size - at_least, last)
-            ranks = jnp.concatenate([jnp.zeros_like(below[:1]), below, last[None]])
-            inner = jnp.clip(self.edges, smallest, largest)
-            ends = jnp.concatenate([smallest[None], inner, largest[None]])
-            return jnp.exp2(jnp.interp(q * last, ranks, ends))
-
-        return jax.vmap(of_one)(self.at_least, self.smallest, self.largest, sizes)
+        Each octave says what it is if the rank is in it or above: so that it is one
+        kernel, which `jnp.interp` of each leaf is not.
+        """
+        last = sizes[:, None] - 1
+        below = jnp.minimum(sizes[:, None] - self.at_least, last)
+        smallest, largest = self.smallest[:, None], self.largest[:, None]
+        ranks = jnp.concatenate([0 * last, below, last], axis=1)
+        inner = jnp.clip(self.edges[None], smallest, largest)
+        ends = jnp.concatenate([smallest, inner, largest], axis=1)
+        low, high = ranks[:, None, :-1], ranks[:, None, 1:]
+        start, end = ends[:, None, :-1], ends[:, None, 1:]
+        rank = (q[None] * last)[..., None]
+        within = start + (rank - low) / jnp.maximum(high - low, 1) * (end - start)
+        each = jnp.where(rank >= high, end, within)
+        found = jnp.max(each, axis=-1, where=rank >= low, initial=-126.0)
+        return jnp.exp2(found)
 
     def with_total(self) -> "Spectrum":
         """Returns these rows and one more, which is that of all leaves together."""
@@ -87,24 +95,26 @@ def spectrum(
       sizes: for each, how many elements count: all that follow are padding.
       eps_nu: the ν that ε is compared with, a float32 scalar.
     """
-    first = _bits(jnp.clip(eps_nu, _LOWEST, _HIGHEST)) >> _MANTISSA
-    octaves = 2 * jnp.arange(OCTAVES, dtype=jnp.int32) - 2
-    starts = (first + octaves) << _MANTISSA
-    limits = jnp.concatenate([starts, _bits(eps_nu)[None]])
+    first = (_bits(jnp.clip(eps_nu, _LOWEST, _HIGHEST)) >> _MANTISSA) - 2
+    order = jnp.arange(OCTAVES, dtype=jnp.int32)
     ends = jnp.zeros((0, 2), jnp.int32)
-    counts = jnp.zeros((0, OCTAVES + 3), jnp.float32)
+    counts = jnp.zeros((0, OCTAVES + 3), jnp.uint32)
     if nus:  # optax.tree_utils.tree_map_params asks for a state without leaves
         each = zip(nus, lowest, sizes, strict=True)
-        found = [_counted(nu, at, limits, size) for nu, at, size in each]
+        eps = _bits(eps_nu)
+        found = [_counted(nu, at, first, eps, size) for nu, at, size in each]
         ends = jnp.stack([pair for pair, _ in found])
-        counts = jnp.stack([counts for _, counts in found]).astype(jnp.float32)
+        counts = jnp.stack([counts for _, counts in found])
+    above = (order[None, :] >= order[:, None])[None]
+    at_least = jnp.sum(jnp.where(above, counts[:, None, :OCTAVES], 0), axis=-1)
+    others = counts[:, OCTAVES:].astype(jnp.float32)
     logs = _log2(ends)
     return Spectrum(
-        edges=_log2(starts),
-        at_least=counts[:, :OCTAVES],
-        below_eps=counts[:, OCTAVES],
-        lowest=counts[:, OCTAVES + 1],
-        highest=counts[:, OCTAVES + 2],
+        edges=_log2((first + 2 * order) << _MANTISSA),
+        at_least=at_least.astype(jnp.float32),
+        below_eps=others[:, 0],
+        lowest=others[:, 1],
+        highest=others[:, 2],
         smallest=logs[:, 0],
         largest=logs[:, 1],
     )
@@ -116,44 +126,77 @@ def in_float32(stored: jax.Array, lowest: Any) -> jax.Array:
     return storage.decode(stored, form).astype(jnp.float32)
 
 
-# Traced once for all leaves of a shape; op by op it would hold all comparisons at once.
+# Traced once for all leaves of a shape; op by op it would hold all flags at once.
 @partial(jax.jit, static_argnames="size")
 def _counted(
-    stored: jax.Array, lowest: Any, limits: jax.Array, size: int
+    stored: jax.Array, lowest: Any, first: jax.Array, eps: jax.Array, size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the bits of the smallest and the largest element, and all counts.
+    """Returns the bits of the smallest and the largest element, and counts.
 
-    It is one reduction of many results, and they are integers: so XLA reads `nu` once
-    on every platform, and CPUs do it with vectors. Counts in float32 would stop at
+    The counts are of the octaves that begin at 2^(`first` - 127), the last of which has
+    all above, and of elements below `eps`, at the lowest number and at the highest.
+
+    It is one reduction of several results, and they are integers: so XLA reads `nu`
+    once on every platform, and CPUs do it with vectors. Counts in float32 would stop at
     2^24.
     """
     # The order of bits is that of the numbers, because none is negative.
     bits = _bits(in_float32(stored, lowest))
-    inside = None
-    if size < stored.size:
-        inside = jax.lax.broadcasted_iota(jnp.uint32, stored.shape, 0) < size
     ends = [_bits(jnp.float32(x)) for x in (0, jnp.inf)]
     if stored.dtype == jnp.uint8:
         codes = (jnp.full((1,) * stored.ndim, x, jnp.uint8) for x in (0, 255))
         ends = [_bits(in_float32(code, lowest)) for code in codes]
-    *starts, eps_bits = limits
-    counted = [bits >= start for start in starts]
-    counted += [bits < eps_bits, bits <= ends[0], bits >= ends[1]]
+    flags = [bits < eps, bits <= ends[0], bits >= ends[1]]
     least = most = bits
-    if inside is not None:
-        counted = [x & inside for x in counted]
+    if size < stored.size:
+        inside = jax.lax.broadcasted_iota(jnp.uint32, stored.shape, 0) < size
+        flags = [flag & inside for flag in flags]
         least = jnp.where(inside, bits, _LARGEST)
         most = jnp.where(inside, bits, 0)
-    counts = [x.astype(jnp.uint32) for x in counted]
+    # One word has several counts where they have room. Of fewer results XLA makes code
+    # in less time, and fewer are added.
+    log2_each = next(x for x in (2, 1, 0) if stored.size < 2 ** (32 >> x))
+    each, width = 1 << log2_each, 32 >> log2_each
+    words = partial(_words, log2_each=log2_each)
+    if each == 1:
+        words = partial(
+            jax.lax.platform_dependent, cuda=_compared, rocm=_compared, default=words
+        )
+    words = words(most, first)
+    for i, flag in enumerate(flags):
+        flag = flag.astype(jnp.uint32) << jnp.uint32(i % each * width)
+        words = [*words, flag] if i % each == 0 else [*words[:-1], words[-1] | flag]
 
     def combined(a: Any, b: Any) -> list[jax.Array]:
         sums = [x + y for x, y in zip(a[2:], b[2:], strict=True)]
         return [jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1]), *sums]
 
-    none = [jnp.int32(_LARGEST), jnp.int32(0), *[jnp.uint32(0)] * len(counts)]
+    none = [jnp.int32(_LARGEST), jnp.int32(0), *[jnp.uint32(0)] * len(words)]
     axes = tuple(range(stored.ndim))
-    found = jax.lax.reduce([least, most, *counts], none, combined, axes)
-    return jnp.stack(found[:2]), jnp.stack(found[2:])
+    found = jax.lax.reduce([least, most, *words], none, combined, axes)
+    shifts = jnp.arange(each, dtype=jnp.uint32)[None] * width
+    counts = (jnp.stack(found[2:])[:, None] >> shifts) & jnp.uint32(2**width - 1)
+    return jnp.stack(found[:2]), counts.reshape(-1)[: OCTAVES + len(flags)]
+
+
+def _words(bits: jax.Array, first: jax.Array, *, log2_each: int) -> list[jax.Array]:
+    """Returns a one in the place of each element's octave, of which a word has some."""
+    each, width = 1 << log2_each, 32 >> log2_each
+    octave = jnp.minimum(((bits >> _MANTISSA) - first) >> 1, OCTAVES - 1)
+    one = jnp.uint32(1) << ((octave & (each - 1)) * width).astype(jnp.uint32)
+    word = octave >> log2_each
+    return [jnp.where(word == i, one, 0) for i in range(OCTAVES // each)]
+
+
+def _compared(bits: jax.Array, first: jax.Array) -> list[jax.Array]:
+    """Returns the same, of one octave each, of comparisons alone.
+
+    XLA on GPUs (jax 0.10.2) would write the octave of each element to memory.
+    """
+    starts = [(first + 2 * i) << _MANTISSA for i in range(OCTAVES)]
+    above = [bits >= start for start in starts]
+    inner = [x & ~y for x, y in itertools.pairwise(above)]
+    return [x.astype(jnp.uint32) for x in [*inner, above[-1]]]
 
 
 def _bits(x: jax.Array) -> jax.Array:
