@@ -1,6 +1,16 @@
 """RMSProp for JAX: exact, and correct in every dtype.
 
-`rmsprop` is the optimizer, `scale_by_rms` its division alone, `decay` has schedules.
+`rmsprop` is the optimizer, `scale_by_rms` its division alone. Then there are, each with
+a `help` of its own:
+
+- `decay`: schedules of the decay.
+- `dialects`: the RMSProps of other frameworks, under their own argument names.
+- `convert`: runs of other frameworks, and of other options, go on here; and back.
+- `rounding`: parameters of 16 and 8 bits that move under small updates.
+- `storage`: what narrow state is stored in, read and counted.
+- `diagnostics`: what a run is doing; a learning-rate finder.
+- `sharding`: state that follows sharded parameters; ZeRO.
+- `checkpoint`: checkpoints that survive; to be imported by itself.
 """
 
 from . import _interrupt as _interrupt  # isort: split

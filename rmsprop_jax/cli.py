@@ -29,7 +29,7 @@ COMMANDS = {
         "rmsprop_jax.bench.command",
         "measure speed on this device or, ahead of time, on TPUs; and more",
         "4 minutes on two CPU cores, a minute or two for each TPU or GPU that is not "
-        "here; storage 16",
+        "here; storage 16 minutes",
     ),
     "claims": (
         "rmsprop_jax.claims.command",

@@ -140,10 +140,23 @@ def test_the_losses_in_bfloat16_are_those_of_the_results():
         loss(name)
         for name in (
             "optax.rmsprop",
-            "round_params='stochastic'",
+            "round_params='remainder'",
             "float32 master weights",
         )
     ]
+
+
+def test_what_round_params_reaches_is_that_of_the_results():
+    found = results("claims_bf16")["claims"]["bf16"]
+    shown = []
+    for form in ("remainder", "stochastic"):
+        at = found["mean_difference_percent"][form]
+        low, high = at["low"], at["high"]
+        shown.append(f"{at['mean']:+.1f} % ({low:.1f} to {high:.1f})".replace("-", "−"))
+    assert re.findall(r"[+−]\d\.\d % \(.*?\)", README.split("## ")[0]) == shown
+    (remainder,) = (x for x in found["statements"] if "remainder:" in x["claim"])
+    assert remainder["counts"] == {"met": 3, "open": 9, "contradicted": 0}
+    assert {x["seeds"] for x in remainder["criteria"]} == {120}
 
 
 def test_the_speeds_are_those_of_the_results():

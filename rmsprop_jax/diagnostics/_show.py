@@ -110,11 +110,12 @@ def table(
     fields = [field for field in _HEADERS if total[field] is not None]
     labels = labels_of(quantiles, total["effective_rate"])
     for header in [*labels, *(_HEADERS[field] for field in fields)]:
-        shown.add_column(header, justify="right")
+        # Folded where it is too narrow: a number without its exponent is another one.
+        shown.add_column(header, justify="right", overflow="fold")
     for name, row in rows.items():
         if name == "total":
             shown.add_section()
-        cells = [f"{rate:.1e}" for rate in row.effective_rate]
+        cells = [_scientific(rate, 1) for rate in row.effective_rate]
         cells += [_cell(field, getattr(row, field)) for field in fields]
         shown.add_row(name, *cells)
     return shown
@@ -169,4 +170,9 @@ def labels_of(quantiles: Sequence[float], rates: Any) -> list[str]:
 def _cell(field: str, value: Any) -> str:
     if field in _FRACTIONS:
         return f"{100 * value:.3g} %"
-    return f"{value:,.0f}" if field in _COUNTS else f"{value:.2e}"
+    return f"{value:,.0f}" if field in _COUNTS else _scientific(value, 2)
+
+
+def _scientific(value: Any, digits: int) -> str:
+    """Returns 1.6e-2, a digit shorter than Python has it."""
+    return f"{value:.{digits}e}".replace("e-0", "e-").replace("e+0", "e+")
