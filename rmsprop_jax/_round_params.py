@@ -113,7 +113,9 @@ def round_params(
                 "params)."
             )
         _matching.same_tree("updates", updates, "params", params)
-        if keeps == (state.remainder is None):
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        needs = keeps and any(grid_of(*leaf) is not None for leaf in leaves)
+        if bool(jax.tree.leaves(state.remainder)) != needs:
             raise ValueError(
                 f"`form` is {form!r}, but the state has "
                 f"{'no' if keeps else 'a'} remainder: it is of the other form. "

@@ -525,7 +525,7 @@ def test_hyperparameters_that_are_not_the_run_s_are_refused(tmp_path):
     for wrong, message in (
         ({"learning_rate": 0.1}, "torch has no argument `learning_rate`"),
         ({"lr": -1.0, "momentum": 0.9, "alpha": 7}, "`alpha` must be in"),
-        ({"lr": 0.1}, "have no momentum, and the state has one"),
+        ({"lr": 0.1}, "has no `momentum`, and `state` one"),
         ({**options, "centered": True}, "`centered` is True .* no mean gradient"),
         (({"lr": 0.1}, {"lr": 0.2}), r"`Restored\.groups`"),
     ):

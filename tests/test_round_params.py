@@ -380,3 +380,12 @@ def test_a_weight_halfway_between_two_parameters_gets_across(sign):
     found = np.asarray(rounding.merge(params, state), np.float64)
     assert abs(found.mean() - (1.5 + 136 * sign * part)) < part
     assert (np.asarray(params, float) != 1.5).mean() > 0.95
+
+
+@pytest.mark.parametrize("form", ["stochastic", "remainder"])
+def test_wide_parameters_alone_pass_whatever_the_form(form):
+    tx, params = rmsprop(0.1, round_params=form), jnp.ones(2)
+    expected, _ = rmsprop(0.1).update(params, rmsprop(0.1).init(params), params)
+    updates, state = tx.update(params, tx.init(params), params)
+    np.testing.assert_array_equal(updates, expected)
+    tx.update(params, state, params)

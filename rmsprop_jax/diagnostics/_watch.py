@@ -120,9 +120,13 @@ def watch(
             shown = dict(zip(also, seen, strict=True))
             return values(inner, **shown, **options, quantiles=quantiles)
 
+        def on_device(*seen: Any) -> Diagnostics:
+            # As in a step; what waits in the host's memory would not mix with numbers.
+            return look(*jax.device_put(seen, jax.memory.Space.Device))
+
         def init(params: optax.Params) -> Any:
             inner = tx.init(params)
-            shapes = jax.eval_shape(look, inner, 0, *[params] * len(also))
+            shapes = jax.eval_shape(on_device, inner, 0, *[params] * len(also))
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             return WatchState(inner, zeros)
 

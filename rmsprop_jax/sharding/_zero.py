@@ -77,7 +77,7 @@ def zero(
       ... )
       >>> params, state = jax.jit(step)(params, state, jnp.ones((4, 3)))
       >>> print(params["w"], specs[0].nu["w"])
-      [0.683... 0.683... 0.683...] P('data',)
+      [0.686... 0.686... 0.686...] P('data',)
 
     References:
       Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion Parameter
