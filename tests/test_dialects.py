@@ -585,3 +585,9 @@ def test_the_parameters_of_another_framework_s_call_are_said_to_be_too_much(name
             make(first, **{rate: 0.1})
         with pytest.raises(TypeError, match=r"what tx\.init\(params\) gets"):
             make(first)
+
+
+def test_caution_follows_the_sign_of_updates_without_a_learning_rate():
+    tx, g = rmsprop(None, momentum=0.9, cautious=True), jnp.ones(1)
+    updates, _ = tx.update(g, tx.init(g))
+    np.testing.assert_allclose(updates, [0.1**-0.5], rtol=1e-6)

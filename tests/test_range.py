@@ -116,6 +116,7 @@ def test_the_range_is_an_exponent_and_only_of_one_byte():
         assert storage.uint8(lowest) == storage.uint8(2.0**-20)
     for lowest in (4, np.int64(4), np.asarray(4)):
         assert storage.uint8(lowest) == storage.uint8(4.0)
+    assert storage.uint8(3.9).lowest == storage.uint8(2.0).lowest == 1  # down
 
 
 def test_codes_that_no_gradient_replaces_move_too():

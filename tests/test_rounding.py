@@ -218,3 +218,22 @@ def test_bad_calls_say_what_is_wrong():
         tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
     with pytest.raises(TypeError, match="The state of `round_params` must be"):
         tx.update(jnp.ones(1), optax.EmptyState(), jnp.ones(1))
+
+
+def test_nan_of_any_bits_stays_nan():
+    patterns = jnp.asarray([0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000], jnp.uint32)
+    nan = jax.lax.bitcast_convert_type(patterns, jnp.float32)
+    bits = jnp.full(nan.shape, 0xFFFFFFFF, jnp.uint32)
+    for to in ROUND.values():
+        assert jnp.isnan(to(nan, bits)).all()
+
+
+def test_the_momentum_rounds_with_other_bits_at_each_step():
+    tx = rmsprop(0.1, momentum=1.0, accumulator_dtype="bfloat16", nu_dtype="uint16")
+    g = jnp.full(1000, 1.0)
+    first, *others = tx.init(g)
+    traces = [
+        tx.update(g, (first._replace(count=jnp.int32(count)), *others))[1][2].trace
+        for count in (0, 1)
+    ]
+    assert 0.1 < np.mean(np.asarray(traces[0] != traces[1])) < 0.9

@@ -120,6 +120,7 @@ def test_a_sharded_update_needs_no_communication(nu, options, mesh):
         ((8, 3), P(None, "model"), P("data", "model")),
         ((8, 6), P("data"), P("data")),  # is split already
         ((6, 6), P("model"), None),
+        ((4,), P("model"), None),  # 4 is not a multiple of 2 × 4
         ((), P(), None),
         ((0, 6), P(), None),
     ],

@@ -378,3 +378,20 @@ def test_leaves_of_one_shape_are_traced_once_whatever_the_numbers(monkeypatch):
         jax.jit(tx.update).lower(params, tx.init(params))
         tx.update(params, tx.init(params))
     assert sorted(traced) == sorted(2 * shapes)  # nu and momentum
+
+
+def test_the_count_ends_at_its_largest_number():
+    tx, params = scale_by_rms(power(0.8)), jnp.ones(2)
+    most = np.iinfo(np.int32).max
+    state = tx.init(params)._replace(count=jnp.int32(most))
+    assert tx.update(params, state)[1].count == most
+
+
+def test_complex128_is_computed_in_float64():
+    with jax.enable_x64(True):
+        g = jnp.asarray([3.0 + 4.0j], jnp.complex128)
+        tx = scale_by_rms(0.9, 1e-3)
+        updates, state = tx.update(g, tx.init(g))
+        expected = np.asarray([3 + 4j]) / np.sqrt(2.501)
+        np.testing.assert_allclose(updates, expected, rtol=1e-15)
+        np.testing.assert_allclose(state.nu, [2.5], rtol=1e-15)
