@@ -30,7 +30,7 @@ def signals() -> Task:
     """
     from mnist1d import data  # pyright: ignore[reportMissingImports]
 
-    options = data.get_dataset_args()
+    options: Any = data.get_dataset_args()
     options.num_samples = TRAIN + VALIDATION + TEST
     options.train_split = 1.0
     # The package seeds NumPy's global generator.
