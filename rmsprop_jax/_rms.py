@@ -211,9 +211,8 @@ def _recursion(
     # jnp's functions are traced by themselves for each shape; lax's take scalars, too.
     scalars = not any(x is not None and x.ndim for x in coefficients)
     times, plus = (lax.mul, lax.add) if scalars else (jnp.multiply, jnp.add)
-    squared = lax.square if g.dtype == nu.dtype else _leaves.square
     delta = g if mu is None else g - mu
-    square = squared(delta)
+    square = lax.square(delta) if delta.dtype == nu.dtype else _leaves.square(delta)
     known = jnp.isfinite(square) if skip_nonfinite else None
 
     if mu is None:
@@ -236,7 +235,7 @@ def _recursion(
         if known is not None:
             new_mu = jnp.where(known, new_mu, mu)
         floor = jnp.where(keep > 0, jnp.finfo(nu.dtype).eps, 1)
-        variance = jnp.maximum(variance, floor * squared(g))
+        variance = jnp.maximum(variance, floor * _leaves.square(g))
 
     if eps_root is not None:
         variance = plus(variance, eps_root)
