@@ -46,6 +46,10 @@ def cleaning_up() -> Iterator[None]:
         _cleans_up.clear()
         if _came.is_set():
             _end()
+        if _guarded.is_set():
+            # The work is done. Python removes its handlers before it ends itself, and
+            # the signal would kill it then, without a line.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _guard() -> None:
