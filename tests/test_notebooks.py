@@ -39,10 +39,12 @@ def test_it_runs_from_top_to_bottom(path, monkeypatch):
 
 
 def printed(notebook):
-    """What was printed, without the digits and spaces, in which versions differ."""
-    return [
-        re.sub(r"-?[\d.]+(e-?\d+)?%?|\s", "", output.text)
+    """What each cell printed, without the digits and spaces, in which versions differ.
+
+    A kernel may send it in one piece or in several.
+    """
+    texts = [
+        "".join(o.text for o in cell.get("outputs", []) if o.output_type == "stream")
         for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if output.output_type == "stream"
     ]
+    return [re.sub(r"-?[\d.]+(e-?\d+)?%?|\s", "", text) for text in texts]
