@@ -12,6 +12,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import plan
 from rmsprop_jax import cli, diagnostics, rmsprop, rounding, sharding, storage
 from rmsprop_jax.bench import ahead, chains, gpus, programs, targets
 
@@ -158,7 +159,7 @@ def test_zero_sends_no_all_reduce_and_keeps_a_part_of_the_state(gpu, dtype, nu):
     text = targets.compiled(jitted.lower(*arguments), devices).as_text()
     found = programs.collectives(text)
     assert set(found) == {"reduce-scatter", "all-gather"}, found
-    sizes = programs.argument_sizes(text)[len(shapes) : -1]
+    sizes = plan.argument_sizes(text)[len(shapes) : -1]
     assert sizes == [
         size // len(devices) if leaf.ndim else size
         for size, leaf in zip(

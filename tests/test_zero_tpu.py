@@ -86,7 +86,7 @@ def test_a_chip_keeps_its_part_of_the_state_and_no_more(topology, dtype, nu):
     program, state = compiled(topology, dtype, nu)
     chips = np.prod(GRIDS[topology])
     params = len(SHAPES)
-    sizes = programs.argument_sizes(program.as_text())
+    sizes = plan.argument_sizes(program.as_text())
     expected = [
         size // chips if leaf.ndim else size
         for size, leaf in zip(
