@@ -113,20 +113,20 @@ def round_params(
                 "params)."
             )
         _matching.same_tree("updates", updates, "params", params)
-        leaves = jax.tree_util.tree_leaves_with_path(params)
-        needs = keeps and any(grid_of(*leaf) is not None for leaf in leaves)
-        if bool(jax.tree.leaves(state.remainder)) != needs:
-            raise ValueError(
-                f"`form` is {form!r}, but the state has "
-                f"{'no' if keeps else 'a'} remainder: it is of the other form. "
-                "`rmsprop_jax.convert.migrate(state, tx, params)` makes one of the "
-                "other."
-            )
-
         source = _bits.sources(params, ("params",), state.count, seed)
 
         def leaf(path: Any, u: Any, p: Any, remainder: Any) -> Any:
             grid = grid_of(path, p)
+            needs = keeps and grid is not None
+            if needs == (remainder is None):
+                raise ValueError(
+                    f"`form` is {form!r}, but the state has "
+                    f"{'no' if needs else 'a'} remainder for "
+                    f"params{jax.tree_util.keystr(path)}: it is of the other form, or "
+                    "of parameters of another dtype. "
+                    "`rmsprop_jax.convert.migrate(state, tx, params)` makes one of "
+                    "this form."
+                )
             if grid is None:
                 return u, remainder
             if not jnp.issubdtype(u.dtype, jnp.inexact):

@@ -389,3 +389,21 @@ def test_wide_parameters_alone_pass_whatever_the_form(form):
     updates, state = tx.update(params, tx.init(params), params)
     np.testing.assert_array_equal(updates, expected)
     tx.update(params, state, params)
+
+
+@pytest.mark.parametrize("form", ["stochastic", "remainder"])
+def test_a_remainder_that_is_missing_or_too_much_is_named(form):
+    both = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2, jnp.bfloat16)}
+    one = {**both, "b": jnp.ones(2)}
+    other = {"stochastic": "remainder", "remainder": "stochastic"}[form]
+    tx = rounding.round_params(form=form)
+    states = [rounding.round_params(form=other).init(both)]
+    if form == "remainder":  # of parameters that had other dtypes
+        states += [tx.init(one)]
+        with pytest.raises(ValueError, match=r"has a remainder for params\['b'\]"):
+            tx.update(one, tx.init(both), one)
+    for state in states:
+        with pytest.raises(
+            ValueError, match=r"remainder for params\['[ab]'\].*migrate"
+        ):
+            tx.update(both, state, both)
