@@ -12,7 +12,7 @@ from ..lab import pictures
 from ..lab.master import with_master_weights
 from ..lab.program import Contender, Problem, compiled, cosine
 from ..lab.results import Cells
-from ..lab.statistics import interval
+from ..lab.statistics import differences, interval
 from ..lab.tasks import learning
 from ..lab.training import Trained, keys_of, train
 from .claim import Claim
@@ -69,11 +69,8 @@ class Found:
 
     def differences(self, form: str) -> np.ndarray:
         """Returns losses less those of master weights, in percent [cells, seeds]."""
-        rows = []
-        for cell in self.cells.values():
-            base = np.asarray(cell["test_loss"][MASTER])
-            rows.append(100 * (cell["test_loss"][form] - base) / base.mean())
-        return np.stack(rows)
+        losses = [cell["test_loss"] for cell in self.cells.values()]
+        return np.stack([differences(loss[form], loss[MASTER]) for loss in losses])
 
 
 def measure(plan: Plan, on_part: OnPart, cells: Cells | None = None) -> Found:

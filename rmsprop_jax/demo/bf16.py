@@ -15,6 +15,7 @@ from ..lab.master import with_master_weights
 from ..lab.models import mlp
 from ..lab.program import Contender, cosine
 from ..lab.progress import Show
+from ..lab.statistics import differences
 from ..lab.tasks import Task, digits, learning
 from ..lab.training import keys_of, train
 from ..storage import sizes
@@ -72,8 +73,7 @@ class Found:
 
     def differences(self, name: str) -> np.ndarray:
         """Returns test losses less those of master weights [seeds], in percent."""
-        base = self.test_loss[MASTER]
-        return 100 * (self.test_loss[name] - base) / base.mean()
+        return differences(self.test_loss[name], self.test_loss[MASTER])
 
     @property
     def title(self) -> str:

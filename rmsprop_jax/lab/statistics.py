@@ -24,8 +24,11 @@ def half_width(values: np.ndarray, level: float = LEVEL) -> Any:
     if seeds < 2:
         return np.zeros(values.shape[:-1])[()]
     with np.errstate(invalid="ignore", over="ignore"):
-        error = values.std(axis=-1, ddof=1) / np.sqrt(seeds)
-        return student.ppf(1 - level / 2, seeds - 1) * error
+        return student.ppf(1 - level / 2, seeds - 1) * _standard_error(values)
+
+
+def _standard_error(values: np.ndarray) -> Any:
+    return values.std(axis=-1, ddof=1) / np.sqrt(values.shape[-1])
 
 
 def mean(values: np.ndarray) -> np.ndarray:
@@ -54,6 +57,12 @@ def converged(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all())
 
 
+def differences(losses: Any, base: Any) -> np.ndarray:
+    """Returns losses less those of the base, seed by seed, in percent of its mean."""
+    losses, base = np.asarray(losses, np.float64), np.asarray(base, np.float64)
+    return 100 * (losses - base) / base.mean()
+
+
 def compared(losses: np.ndarray, base: np.ndarray) -> dict[str, Any]:
     """Returns losses [seeds] and, in percent of the base's mean, how they differ.
 
@@ -61,13 +70,13 @@ def compared(losses: np.ndarray, base: np.ndarray) -> dict[str, Any]:
       losses: of one form.
       base: of float32 with the same seeds.
     """
-    losses, base = losses.astype(np.float64), base.astype(np.float64)
+    losses = losses.astype(np.float64)
     found = {"test_loss_mean": losses.mean(), "test_loss_by_seed": losses}
-    difference = 100 * (losses - base) / base.mean()
+    difference = differences(losses, base)
     if not difference.any():
         return found
     low, high = interval(difference)
-    error = difference.std(ddof=1) / np.sqrt(len(difference))
+    error = _standard_error(difference)
     return found | {
         "difference_percent": difference.mean(),
         "interval_percent": [low, high],
